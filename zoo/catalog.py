@@ -1,0 +1,317 @@
+"""Every model of the zoo, once: pure data that everything else is made from.
+
+timm's pretrained configs, hubconf's entry points, the model cards, the README table, `zoo list` and
+`zoo info` all read this file. It imports neither torch nor timm, nor anything else of the zoo.
+Adding a variant = one entry in `VARIANTS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place that has a variant's weights.
+
+    kind: "package" (a file in zoo/weights/bundled), "url" or "gdrive" (a Google Drive file id).
+    location: the file's name, the URL or the id.
+    layout: "zoo" (our key names, safetensors) or "reference" (a checkpoint to be converted).
+    """
+
+    kind: str
+    location: str
+    layout: str = "reference"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A published figure, with the conditions it was measured under and where it stands."""
+
+    task: str
+    dataset: str
+    name: str
+    value: float
+    conditions: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Paper:
+    title: str
+    authors: str
+    venue: str
+    year: int
+    arxiv: str
+    bibtex_key: str
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An architecture and, when it has weights, the tag that names them.
+
+    architecture: timm's grammar: family, size, patch, image size, then what is special.
+    tag: what the weights were trained on; "" for an architecture without published weights.
+    family: the file in zoo/models that builds it.
+    form: "encoder", "binocular" (encoder + two-image decoder) or "dense" (binocular + dense head).
+    args: arguments of the family's constructor for this form.
+    parameters: number of trained parameters.
+    num_classes: classes of the weights' own classifier, 0 for none.
+    input_size: channels, height, width. mean, std: of the normalization that the weights expect.
+    sources: tried in order; the user's mirror and the Hub come before them (see zoo/weights).
+    training: data and recipe, in a sentence or two.
+    """
+
+    architecture: str
+    tag: str
+    family: str
+    form: str
+    description: str
+    args: dict[str, Any]
+    parameters: int
+    license: str
+    paper: Paper
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    num_classes: int = 0
+    sources: tuple[Source, ...] = ()
+    recipe: str = ""
+    training: str = ""
+    metrics: tuple[Metric, ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        """timm's name of the variant: architecture, and the tag behind a dot."""
+        return f"{self.architecture}.{self.tag}" if self.tag else self.architecture
+
+
+# ---------------------------------------------------------------------------------------------- CroCo
+
+CROCO_V1_PAPER = Paper(
+    title="CroCo: Self-Supervised Pre-training for 3D Vision Tasks by Cross-View Completion",
+    authors="Weinzaepfel, Philippe and Leroy, Vincent and Lucas, Thomas and Brégier, Romain and Cabon, Yohann "
+    "and Arora, Vaibhav and Antsfeld, Leonid and Chidlovskii, Boris and Csurka, Gabriela and Revaud, Jérôme",
+    venue="NeurIPS",
+    year=2022,
+    arxiv="2210.10716",
+    bibtex_key="croco",
+)
+CROCO_V2_PAPER = Paper(
+    title="CroCo v2: Improved Cross-view Completion Pre-training for Stereo Matching and Optical Flow",
+    authors="Weinzaepfel, Philippe and Lucas, Thomas and Leroy, Vincent and Cabon, Yohann and Arora, Vaibhav "
+    "and Brégier, Romain and Csurka, Gabriela and Antsfeld, Leonid and Chidlovskii, Boris and Revaud, Jérôme",
+    venue="ICCV",
+    year=2023,
+    arxiv="2211.10408",
+    bibtex_key="croco_v2",
+)
+
+_CROCO_LICENSE = "CC-BY-NC-SA-4.0"
+_CROCO_URL = "https://download.europe.naverlabs.com/ComputerVision/CroCo/"
+_CROCO_V1 = Source("url", _CROCO_URL + "CroCo.pth")
+_CROCO_V2_SMALL = Source("url", _CROCO_URL + "CroCo_V2_ViTBase_SmallDecoder.pth")
+_CROCO_V2_BASE = Source("url", _CROCO_URL + "CroCo_V2_ViTBase_BaseDecoder.pth")
+_CROCO_V2_LARGE = Source("url", _CROCO_URL + "CroCo_V2_ViTLarge_BaseDecoder.pth")
+
+_HABITAT = "1.8 M pairs of views rendered in Habitat indoor scenes."
+_HABITAT_REAL = (
+    "The 1.8 M Habitat pairs of v1 and 5.3 M pairs of real photos (ARKitScenes, MegaDepth, 3DStreetView, IndoorVL)."
+)
+
+_BASE = dict(embed_dim=768, depth=12, num_heads=12)
+_LARGE = dict(embed_dim=1024, depth=24, num_heads=16)
+_SMALL_DECODER = dict(decoder_dim=512, decoder_depth=8, decoder_num_heads=16)
+_BASE_DECODER = dict(decoder_dim=768, decoder_depth=12, decoder_num_heads=12)
+_SINCOS = dict(pos_embed="sincos")
+_ROPE = dict(pos_embed="rope")
+
+_NANO = dict(patch_size=8, embed_dim=192, depth=4, num_heads=3, pos_embed="rope")
+_NANO_DECODER = dict(decoder_dim=128, decoder_depth=4, decoder_num_heads=4)
+_NANO_WEIGHTS = Source("package", "croco_nano_patch8_64_dec128d4.scenes.safetensors", layout="zoo")
+_NANO_TRAINING = "Procedural scenes rendered on the fly by zoo/pretrain/scenes.py; recipe croco_nano."
+
+VARIANTS: tuple[Variant, ...] = (
+    Variant(
+        architecture="croco_nano_patch8_64_dec128d4",
+        tag="scenes",
+        family="croco",
+        form="binocular",
+        description="CroCo in small: encoder and two-image decoder, trained by this package, weights inside it",
+        args={**_NANO, **_NANO_DECODER},
+        parameters=0,
+        license="Apache-2.0",
+        paper=CROCO_V2_PAPER,
+        input_size=(3, 64, 64),
+        sources=(_NANO_WEIGHTS,),
+        recipe="croco_nano",
+        training=_NANO_TRAINING,
+    ),
+    Variant(
+        architecture="croco_nano_patch8_64",
+        tag="scenes",
+        family="croco",
+        form="encoder",
+        description="Encoder of the small CroCo trained by this package, weights inside it",
+        args=_NANO,
+        parameters=0,
+        license="Apache-2.0",
+        paper=CROCO_V2_PAPER,
+        input_size=(3, 64, 64),
+        sources=(_NANO_WEIGHTS,),
+        recipe="croco_nano",
+        training=_NANO_TRAINING,
+    ),
+    Variant(
+        architecture="croco_base_patch16_224",
+        tag="habitat",
+        family="croco",
+        form="encoder",
+        description="CroCo v1 encoder, ViT-Base with fixed sin-cos positions",
+        args={**_BASE, **_SINCOS},
+        parameters=0,
+        license=_CROCO_LICENSE,
+        paper=CROCO_V1_PAPER,
+        sources=(_CROCO_V1,),
+        recipe="croco_base",
+        training=_HABITAT,
+    ),
+    Variant(
+        architecture="crocov2_base_patch16_224",
+        tag="habitat_real_smalldec",
+        family="croco",
+        form="encoder",
+        description="CroCo v2 encoder, ViT-Base with rotary positions, trained with the small decoder",
+        args={**_BASE, **_ROPE},
+        parameters=0,
+        license=_CROCO_LICENSE,
+        paper=CROCO_V2_PAPER,
+        sources=(_CROCO_V2_SMALL,),
+        training=_HABITAT_REAL,
+    ),
+    Variant(
+        architecture="crocov2_base_patch16_224",
+        tag="habitat_real_basedec",
+        family="croco",
+        form="encoder",
+        description="CroCo v2 encoder, ViT-Base with rotary positions, trained with the base decoder",
+        args={**_BASE, **_ROPE},
+        parameters=0,
+        license=_CROCO_LICENSE,
+        paper=CROCO_V2_PAPER,
+        sources=(_CROCO_V2_BASE,),
+        training=_HABITAT_REAL,
+    ),
+    Variant(
+        architecture="crocov2_large_patch16_224",
+        tag="habitat_real",
+        family="croco",
+        form="encoder",
+        description="CroCo v2 encoder, ViT-Large with rotary positions",
+        args={**_LARGE, **_ROPE},
+        parameters=0,
+        license=_CROCO_LICENSE,
+        paper=CROCO_V2_PAPER,
+        sources=(_CROCO_V2_LARGE,),
+        recipe="crocov2_large",
+        training=_HABITAT_REAL,
+    ),
+    Variant(
+        architecture="croco_base_patch16_224_dec512d8",
+        tag="habitat",
+        family="croco",
+        form="binocular",
+        description="CroCo v1, ViT-Base encoder and small two-image decoder, fixed sin-cos positions",
+        args={**_BASE, **_SINCOS, **_SMALL_DECODER},
+        parameters=0,
+        license=_CROCO_LICENSE,
+        paper=CROCO_V1_PAPER,
+        sources=(_CROCO_V1,),
+        recipe="croco_base",
+        training=_HABITAT,
+    ),
+    Variant(
+        architecture="crocov2_base_patch16_224_dec512d8",
+        tag="habitat_real",
+        family="croco",
+        form="binocular",
+        description="CroCo v2, ViT-Base encoder and small two-image decoder, rotary positions",
+        args={**_BASE, **_ROPE, **_SMALL_DECODER},
+        parameters=0,
+        license=_CROCO_LICENSE,
+        paper=CROCO_V2_PAPER,
+        sources=(_CROCO_V2_SMALL,),
+        training=_HABITAT_REAL,
+    ),
+    Variant(
+        architecture="crocov2_base_patch16_224_dec768d12",
+        tag="habitat_real",
+        family="croco",
+        form="binocular",
+        description="CroCo v2, ViT-Base encoder and base two-image decoder, rotary positions",
+        args={**_BASE, **_ROPE, **_BASE_DECODER},
+        parameters=0,
+        license=_CROCO_LICENSE,
+        paper=CROCO_V2_PAPER,
+        sources=(_CROCO_V2_BASE,),
+        training=_HABITAT_REAL,
+    ),
+    Variant(
+        architecture="crocov2_large_patch16_224_dec768d12",
+        tag="habitat_real",
+        family="croco",
+        form="binocular",
+        description="CroCo v2, ViT-Large encoder and base two-image decoder, rotary positions",
+        args={**_LARGE, **_ROPE, **_BASE_DECODER},
+        parameters=0,
+        license=_CROCO_LICENSE,
+        paper=CROCO_V2_PAPER,
+        sources=(_CROCO_V2_LARGE,),
+        recipe="crocov2_large",
+        training=_HABITAT_REAL,
+    ),
+    Variant(
+        architecture="croco_base_patch16_224_cat512d8",
+        tag="",
+        family="croco",
+        form="binocular",
+        description="CroCo v1 with a decoder of CatBlocks (both images in one sequence): to be trained, no weights",
+        args={**_BASE, **_SINCOS, **_SMALL_DECODER, "decoder_block": "cat"},
+        parameters=0,
+        license="Apache-2.0",
+        paper=CROCO_V1_PAPER,
+        recipe="croco_base",
+    ),
+    Variant(
+        architecture="crocov2_large_patch16_352x704_dec768d12_stereo",
+        tag="crocostereo",
+        family="croco",
+        form="dense",
+        description="CroCo-Stereo: CroCo v2 large with a DPT head for disparity (pixels) and its confidence",
+        args={**_LARGE, **_ROPE, **_BASE_DECODER, "out_chans": 2},
+        parameters=0,
+        license=_CROCO_LICENSE,
+        paper=CROCO_V2_PAPER,
+        input_size=(3, 352, 704),
+        sources=(Source("url", _CROCO_URL + "StereoFlow_models/crocostereo.pth"),),
+        training="Fine-tuned for stereo matching from CroCo v2 large.",
+    ),
+    Variant(
+        architecture="crocov2_large_patch16_352x704_dec768d12_flow",
+        tag="crocoflow",
+        family="croco",
+        form="dense",
+        description="CroCo-Flow: CroCo v2 large with a DPT head for optical flow (x, y in pixels) and its confidence",
+        args={**_LARGE, **_ROPE, **_BASE_DECODER, "out_chans": 3},
+        parameters=0,
+        license=_CROCO_LICENSE,
+        paper=CROCO_V2_PAPER,
+        input_size=(3, 352, 704),
+        sources=(Source("url", _CROCO_URL + "StereoFlow_models/crocoflow.pth"),),
+        training="Fine-tuned for optical flow from CroCo v2 large.",
+    ),
+)

@@ -1,0 +1,91 @@
+"""Self- and cross-attention with rotary positions, on torch's fused kernels (timm's switch decides)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from timm.layers import use_fused_attn
+from torch import Tensor, nn
+
+from zoo.layers.rope import Rope, apply_rope
+
+
+class _Attention(nn.Module):
+    """softmax(q k^T / sqrt(d)) v, shared by both kinds."""
+
+    def __init__(self, dim: int, num_heads: int, attn_drop: float) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"An attention of width {dim} can't have {num_heads} heads; choose a divisor of {dim}.")
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.fused_attn = use_fused_attn()
+        self.attn_drop = nn.Dropout(attn_drop)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q (B, heads, N, d), k and v (B, heads, M, d) -> B, N, heads * d."""
+        if self.fused_attn:
+            x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
+        else:
+            weights = (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
+            x = self.attn_drop(weights.softmax(dim=-1)) @ v
+        return x.transpose(1, 2).flatten(2)
+
+
+class SelfAttention(_Attention):
+    """The timm ViT's attention (packed qkv) with optional rotary positions."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(dim, num_heads, attn_drop)
+        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias, device=device, dtype=dtype)
+        self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor, rope: Rope | None = None) -> Tensor:
+        """x (B, N, C) -> B, N, C."""
+        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        if rope is not None:
+            q, k = apply_rope(qkv[:2], rope).unbind(0)  # both in one pass
+        else:
+            q, k = qkv[0], qkv[1]
+        return self.proj_drop(self.proj(self._attend(q, k, qkv[2])))
+
+
+class CrossAttention(_Attention):
+    """Tokens x ask, tokens of another image answer; each side has its own rotary positions."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(dim, num_heads, attn_drop)
+        dd = dict(device=device, dtype=dtype)
+        self.q_proj = nn.Linear(dim, dim, bias=qkv_bias, **dd)
+        self.k_proj = nn.Linear(dim, dim, bias=qkv_bias, **dd)
+        self.v_proj = nn.Linear(dim, dim, bias=qkv_bias, **dd)
+        self.proj = nn.Linear(dim, dim, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor, memory: Tensor, rope: Rope | None = None, memory_rope: Rope | None = None) -> Tensor:
+        """x (B, N, C) and memory (B, M, C) -> B, N, C."""
+        q, k, v = (
+            tokens.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
+            for tokens in (self.q_proj(x), self.k_proj(memory), self.v_proj(memory))
+        )
+        if rope is not None and memory_rope is not None:
+            q, k = apply_rope(q, rope), apply_rope(k, memory_rope)
+        return self.proj_drop(self.proj(self._attend(q, k, v)))

@@ -1,0 +1,48 @@
+"""Hiding patches: drawing masks, keeping the visible tokens, putting mask tokens back.
+
+A mask is a bool tensor (B, N), True = hidden, with the same number of hidden patches in every row, so that
+all shapes are static: no step of a masked forward waits for the device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def num_hidden(num_patches: int, ratio: float) -> int:
+    """How many of `num_patches` a mask of this ratio hides: floor(ratio * N)."""
+    return int(ratio * num_patches)
+
+
+def random_mask(batch: int, num_patches: int, ratio: float, generator: torch.Generator | None = None) -> Tensor:
+    """Uniformly random masks (batch, num_patches), each sample its own, drawn on the CPU."""
+    order = torch.rand(batch, num_patches, generator=generator).argsort(dim=1)
+    return order < num_hidden(num_patches, ratio)
+
+
+def split_mask(mask: Tensor, hidden: int) -> tuple[Tensor, Tensor]:
+    """Patch numbers (row-major) of the visible (B, N - hidden) and of the hidden patches (B, hidden).
+
+    `hidden` is the count in each row: an argument, because reading it off the mask would wait for the device.
+    """
+    order = mask.to(torch.uint8).argsort(dim=1, stable=True)  # visible first, each part in row-major order
+    return order[:, : order.shape[1] - hidden], order[:, order.shape[1] - hidden :]
+
+
+def take_tokens(tokens: Tensor, index: Tensor) -> Tensor:
+    """tokens (B, N, C) at each sample's patch numbers index (B, n) -> B, n, C."""
+    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def restore_tokens(visible_tokens: Tensor, visible: Tensor, mask_token: Tensor, num_patches: int) -> Tensor:
+    """The full sequence B, N, C: tokens at their places `visible` (B, n), `mask_token` (1, 1, C) elsewhere."""
+    batch, _, dim = visible_tokens.shape
+    # under autocast the tokens may be of lower precision than the parameter
+    full = mask_token.to(visible_tokens.dtype).expand(batch, num_patches, dim)
+    return full.scatter(1, visible.unsqueeze(-1).expand(-1, -1, dim), visible_tokens)
+
+
+def patch_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each patch, averaged over the patches given (the hidden ones); in float32."""
+    return (prediction.float() - target.float()).square().mean()

@@ -1,0 +1,30 @@
+"""Images as sequences of flattened patches, and back; the pixel order is the masked families' common one."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """B, C, H, W -> B, N, patch * patch * C: patches row-major, pixels inside as (row, column, channel)."""
+    return rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=patch_size, q=patch_size)
+
+
+def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
+    """The inverse of `patchify` for a grid of (rows, columns) patches."""
+    h, w = grid
+    return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=h, w=w, p=patch_size, q=patch_size)
+
+
+def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Each patch's mean and deviation, (B, N, 1) both; the variance is unbiased, 1e-6 inside the root (MAE)."""
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return mean, (variance + 1e-6).sqrt()
+
+
+def normalize_patches(patches: Tensor) -> Tensor:
+    """Patches with their own mean and deviation taken out: the target that the published recipes predict."""
+    mean, std = patch_statistics(patches)
+    return (patches - mean) / std

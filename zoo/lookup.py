@@ -1,0 +1,22 @@
+"""Finding catalog entries by the names that people type."""
+
+from __future__ import annotations
+
+from zoo.catalog import VARIANTS, Variant
+from zoo.errors import UnknownVariantError
+
+
+def find_variant(name: str) -> Variant:
+    """The variant called `name`: "architecture.tag", or "architecture" for its first listed tag.
+
+    Raises UnknownVariantError (a ValueError) that names the nearest variants.
+    """
+    for variant in VARIANTS:
+        if name in (variant.name, variant.architecture):
+            return variant
+    import difflib  # only for the error, so that `zoo list` starts fast
+
+    known = [variant.name for variant in VARIANTS]
+    near = difflib.get_close_matches(name, known + [variant.architecture for variant in VARIANTS], n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`zoo list` prints all of them."
+    raise UnknownVariantError(f"The zoo has no variant called '{name}'; {hint}")

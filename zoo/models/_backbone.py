@@ -1,0 +1,170 @@
+"""timm's model protocol for encoders that are a patch embedding and a flat list of blocks, written once."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from timm.layers import PatchEmbed
+from timm.layers.helpers import to_2tuple
+from timm.models import checkpoint
+from timm.models._features import feature_take_indices
+from timm.models._input import update_model_input_size
+from torch import Tensor, nn
+
+from zoo.models._build import ZooModel, init_linear
+
+GlobalPool = Literal["", "avg", "max", "avgmax"]
+
+
+class Backbone(ZooModel):
+    """Base of one-image encoders without class token.
+
+    A subclass makes `patch_embed`, `blocks`, `norm`, `fc_norm`, `head_drop`, `head`, `feature_info`, and
+    writes `embed`: images to tokens, and whatever else (positions) every block is called with.
+    """
+
+    classifier = "head"
+
+    patch_embed: PatchEmbed
+    blocks: nn.ModuleList
+    norm: nn.Module
+    fc_norm: nn.Module
+    head_drop: nn.Module
+    head: nn.Module
+    global_pool: GlobalPool
+    embed_dim: int
+    num_features: int
+    head_hidden_size: int
+    grad_checkpointing = False
+    num_prefix_tokens = 0
+
+    def embed(self, x: Tensor, visible: Tensor | None = None) -> tuple[Tensor, tuple[Any, ...]]:
+        """Images (B, C, H, W) -> tokens (B, N, D), of the patches `visible` (B, n) only if given, and the
+        further arguments of every block."""
+        raise NotImplementedError
+
+    def _run_blocks(self, x: Tensor, args: tuple[Any, ...], take: set[int], last: int) -> tuple[Tensor, list[Tensor]]:
+        taken = []
+        for i, block in enumerate(self.blocks[: last + 1]):
+            if self.grad_checkpointing and self.training and not torch.jit.is_scripting():
+                x = checkpoint(block, x, *args)
+            else:
+                x = block(x, *args)
+            if i in take:
+                taken.append(x)
+        return x, taken
+
+    def forward_tokens(
+        self, x: Tensor, visible: Tensor | None = None, indices: tuple[int, ...] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Normed tokens (B, N, D) and the outputs of blocks `indices`, of which the last block's is normed too.
+
+        visible: patch numbers (B, n), row-major; hidden patches are dropped before the first block.
+        """
+        x, args = self.embed(x, visible)
+        last = len(self.blocks) - 1
+        x, taken = self._run_blocks(x, args, set(indices), last)
+        x = self.norm(x)
+        if last in indices:
+            taken[-1] = x
+        return x, taken
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> normed tokens (B, N, D), row-major."""
+        return self.forward_tokens(x)[0]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens (B, N, D) -> logits (B, num_classes), or pooled features (B, D)."""
+        if self.global_pool == "avg":
+            x = x.mean(dim=1)
+        elif self.global_pool == "max":
+            x = x.amax(dim=1)
+        elif self.global_pool == "avgmax":
+            x = 0.5 * (x.amax(dim=1) + x.mean(dim=1))
+        x = self.head_drop(self.fc_norm(x))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | tuple[int, ...] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        output_dict: bool = False,
+    ) -> Any:
+        """Outputs of several blocks, as every timm backbone gives them.
+
+        indices: the last n blocks if an int, all if None, else those numbers (negative: from the end).
+        norm: apply the final norm to each. stop_early: run no block behind the last one asked for.
+        output_fmt: "NCHW" maps (B, D, h, w) or "NLC" tokens (B, h * w, D).
+        Returns (normed tokens, intermediates), the intermediates alone, or a dict of both under timm's names.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt '{output_fmt}' is unknown; choose NCHW or NLC.")
+        take, last = feature_take_indices(len(self.blocks), indices)
+        grid = self.patch_embed.dynamic_feat_size((x.shape[-2], x.shape[-1]))
+        x, args = self.embed(x)
+        x, taken = self._run_blocks(x, args, set(take), last if stop_early else len(self.blocks) - 1)
+        if norm:
+            taken = [self.norm(y) for y in taken]
+        if output_fmt == "NCHW":
+            taken = [y.transpose(1, 2).unflatten(2, grid).contiguous() for y in taken]
+        if output_dict:
+            result: dict[str, Any] = {"image_intermediates": taken}
+            return result if intermediates_only else {**result, "image_features": self.norm(x)}
+        return taken if intermediates_only else (self.norm(x), taken)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] | tuple[int, ...] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Cut away what the given intermediates don't need; returns their (absolute) indices."""
+        take, last = feature_take_indices(len(self.blocks), indices)
+        self.blocks = self.blocks[: last + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.fc_norm = nn.Identity()
+            self.reset_classifier(0, "")
+        return take
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
+        """A new classifier for `num_classes` (0: none, forward gives features), and another pooling if named."""
+        self.num_classes = num_classes
+        if global_pool is not None:
+            if global_pool not in ("", "avg", "max", "avgmax"):
+                raise ValueError(f"global_pool '{global_pool}' is unknown here; choose avg, max, avgmax or ''.")
+            self.global_pool = global_pool
+        like = next(self.parameters())
+        if num_classes:
+            self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+            self.head.apply(init_linear)
+        else:
+            self.head = nn.Identity()
+        self.head.train(self.training)
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Change the input size (height, width) that the model was made for."""
+        self.patch_embed.set_input_size(img_size=to_2tuple(img_size))
+        update_model_input_size(self, self.patch_embed.img_size)
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        return set()
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameter groups for layer-wise learning-rate decay."""
+        return dict(stem=r"^pos_embed|patch_embed", blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))])

@@ -1,0 +1,266 @@
+"""From a catalog entry to a timm model: registration, construction, weights. Shared by all families.
+
+`pretrained=True` builds the module on the meta device and gives it the checkpoint's own memory-mapped
+tensors: nothing is initialized that will be overwritten, and nothing is copied.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from timm.models import (
+    adapt_input_conv,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    resolve_pretrained_cfg,
+)
+from torch import Tensor, nn
+
+from zoo import weights
+from zoo.catalog import VARIANTS, Variant
+from zoo.errors import WeightsUnavailableError
+from zoo.layers.sincos import SincosPositions
+from zoo.lookup import find_variant
+from zoo.weights import Checkpoint, KeyRules
+
+_logger = logging.getLogger("zoo")
+
+
+class ZooModel(nn.Module):
+    """What every model of the zoo knows about its own checkpoints."""
+
+    layouts: Mapping[str, KeyRules] = {}
+    """Foreign key layouts that this form can read, by name; each with rules that say what becomes of every key."""
+
+    first_conv = "patch_embed.proj"
+    classifier: str | None = None
+
+    in_chans: int
+    num_classes: int
+
+    def init_weights(self) -> None:
+        """Draw all parameters anew."""
+        raise NotImplementedError
+
+    def init_weights_unless_meta(self) -> None:
+        """What constructors end with: a model on the meta device is about to be given its weights."""
+        if not next(self.parameters()).is_meta:
+            self.init_weights()
+
+    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Fit tensors that depend on the image size to this model's."""
+        for name, module in self.named_modules():
+            key = name + ".table"
+            if isinstance(module, SincosPositions) and key in state:
+                state[key] = module.fit(state[key])
+        return state
+
+    def convert(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
+        """A checkpoint in any layout this form knows -> its tensors under our names, every key accounted for.
+
+        Raises CheckpointMismatchError (a ValueError) when a key is unknown or missing.
+        """
+        tensors = checkpoint.tensors
+        if set(tensors) == set(self.state_dict()):
+            return tensors
+        for rules in self.layouts.values():
+            if rules.covers(tensors):
+                return rules.to_zoo(tensors, name=str(checkpoint.path))
+        return tensors  # no layout fits: load_pretrained's comparison says what is wrong
+
+    def load_pretrained(self, checkpoint_path: str | Path) -> None:
+        """Load a safetensors file or a reference checkpoint, strictly, from where it lies.
+
+        Only two things may differ from the file: input channels (the first convolution is adapted as timm
+        does) and the classifier (drawn anew when the number of classes is another, which is logged).
+        Raises CheckpointMismatchError, CorruptWeightsError or UnsafeCheckpointError (all ValueErrors or OSErrors).
+        """
+        checkpoint = weights.read_checkpoint(checkpoint_path)
+        state = self.adapt_state(dict(self.convert(checkpoint)))
+        own = self.state_dict()
+        self._adapt_in_chans(state, own)
+        fresh = self._fresh_classifier(state, own)
+        expected = {key: tuple(value.shape) for key, value in own.items() if key not in fresh}
+        name = getattr(self, "pretrained_cfg", {}).get("architecture") or type(self).__name__
+        weights.check_state(state, expected, name=name, path=checkpoint.path)
+        state = {key: value.to(own[key].dtype) for key, value in state.items()}
+        self.load_state_dict(state, strict=not fresh, assign=True)
+        if fresh:
+            assert self.classifier is not None
+            head = self.get_submodule(self.classifier)
+            head.to_empty(device="cpu")
+            head.apply(init_linear)
+            _logger.info("%s: the classifier is new, drawn at random for %d classes.", name, self.num_classes)
+
+    def _adapt_in_chans(self, state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+        key = self.first_conv + ".weight"
+        if key in state and state[key].ndim == 4 and state[key].shape[1] == 3 != own[key].shape[1]:
+            state[key] = adapt_input_conv(self.in_chans, state[key])
+
+    def _fresh_classifier(self, state: dict[str, Tensor], own: dict[str, Tensor]) -> set[str]:
+        """Keys of the classifier, if this model's is of another size than the checkpoint's (or that has none)."""
+        if self.classifier is None:
+            return set()
+        keys = {key for key in own if key.startswith(self.classifier + ".")}
+        theirs = {key for key in state if key.startswith(self.classifier + ".")}
+        if all(key in state and state[key].shape == own[key].shape for key in keys) and theirs == keys:
+            return set()
+        for key in theirs:
+            del state[key]
+        return keys
+
+
+_FORMS: dict[tuple[str, str], type[ZooModel]] = {}
+"""The class of each (family, form)."""
+
+
+def init_linear(module: nn.Module) -> None:
+    """Xavier-uniform linear layers with zero bias, the ViT's norms at one: the masked-image papers' start."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def default_cfgs(family: str) -> dict:
+    """timm's pretrained configs of a family, made from the catalog."""
+    return generate_default_cfgs({v.name: _pretrained_cfg(v) for v in VARIANTS if v.family == family})
+
+
+def _pretrained_cfg(variant: Variant) -> dict[str, Any]:
+    remote = next((source.location for source in variant.sources if source.kind != "package"), None)
+    packaged = next((source.location for source in variant.sources if source.kind == "package"), None)
+    encoder = variant.form == "encoder"
+    return dict(
+        url=remote,
+        file=str(weights.sources.BUNDLED / packaged) if packaged else None,
+        custom_load=True,  # ZooModel.load_pretrained checks every key and shape
+        input_size=variant.input_size,
+        fixed_input_size=True,
+        interpolation="bicubic",
+        crop_pct=1.0,
+        mean=variant.mean,
+        std=variant.std,
+        num_classes=variant.num_classes,
+        first_conv="patch_embed.proj" if encoder else "encoder.patch_embed.proj",
+        classifier="head" if encoder else None,
+        license=variant.license.lower(),
+        description=variant.description,
+        paper_name=variant.paper.title,
+        paper_ids=f"arXiv:{variant.paper.arxiv}",
+    )
+
+
+def register_family(family: str, forms: Mapping[str, type[ZooModel]], module_name: str) -> None:
+    """Register every architecture of a family with timm, as entry points of the module `module_name`."""
+    _FORMS.update({(family, form): model_cls for form, model_cls in forms.items()})
+    module = sys.modules[module_name]
+    for variant in {v.architecture: v for v in reversed(VARIANTS) if v.family == family}.values():
+        entrypoint = _entrypoint(variant, forms[variant.form], module_name)
+        setattr(module, variant.architecture, register_model(entrypoint))
+
+
+def _entrypoint(variant: Variant, model_cls: type[ZooModel], module_name: str) -> Callable[..., nn.Module]:
+    tags = [other.tag for other in VARIANTS if other.architecture == variant.architecture and other.tag]
+
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return _create(model_cls, variant, pretrained, **kwargs)
+
+    create.__name__ = create.__qualname__ = variant.architecture
+    create.__module__ = module_name
+    create.__doc__ = (
+        f"{variant.description}.\n\n"
+        f"    Input {variant.input_size}, {variant.parameters / 1e6:.1f} M parameters, "
+        f"{variant.paper.venue} {variant.paper.year}, arXiv {variant.paper.arxiv}.\n"
+        f"    Pretrained tags: {', '.join(tags) if tags else 'none'}.\n"
+        f"    Keyword arguments go to {model_cls.__module__}.{model_cls.__name__}.\n    "
+    )
+    return create
+
+
+def _create(
+    model_cls: type[ZooModel],
+    variant: Variant,
+    pretrained: bool,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    cache_dir: str | Path | None = None,
+    device: torch.device | str | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    if variant.form != "encoder" and kwargs.pop("features_only", False):
+        raise ValueError(
+            f"{variant.architecture} takes two images, so features_only does not apply; call its "
+            "forward_intermediates(img1, img2), or create the encoder's architecture with features_only=True."
+        )
+    overlay = dict(pretrained_cfg_overlay or {})
+    if pretrained:
+        cfg = resolve_pretrained_cfg(variant.architecture, pretrained_cfg, overlay).to_dict()
+        path = _weights_file(model_cls, variant, cfg, overlay, cache_dir)
+        overlay.update(file=str(path), custom_load=True, source=None)
+    model = build_model_with_cfg(
+        model_cls,
+        variant.architecture,
+        pretrained,
+        pretrained_cfg=pretrained_cfg,
+        pretrained_cfg_overlay=overlay,
+        cache_dir=cache_dir,
+        feature_cfg=dict(out_indices=3, feature_cls="getter"),
+        kwargs_filter=None if variant.form == "encoder" else ("num_classes", "global_pool"),
+        device="meta" if pretrained else device,
+        **{**variant.args, **kwargs},
+    )
+    return model.to(device) if pretrained and device is not None else model
+
+
+def _weights_file(
+    model_cls: type[ZooModel],
+    variant: Variant,
+    cfg: dict[str, Any],
+    overlay: dict[str, Any],
+    cache_dir: str | Path | None,
+) -> Path:
+    """The local file that `pretrained=True` means: the user's own, a Hub repository's, or the catalog's."""
+    if overlay.get("file"):
+        return Path(overlay["file"])
+    if cfg.get("source") == "local-dir":
+        return Path(cfg["file"]) / "model.safetensors"
+    if cfg.get("source") == "hf-hub":
+        repo, _, revision = cfg["hf_hub_id"].partition("@")
+        return Path(hf_hub_download(repo, "model.safetensors", revision=revision or None, cache_dir=cache_dir))
+    tag = cfg.get("tag") or ""
+    if not tag:
+        raise WeightsUnavailableError(
+            f"{variant.architecture} has no published weights; create it with pretrained=False, train it with "
+            "`zoo train`, or pass a file as pretrained_cfg_overlay=dict(file=...)."
+        )
+    return fetch(f"{variant.architecture}.{tag}", model_cls)
+
+
+def fetch(name: str, model_cls: type[ZooModel] | None = None) -> Path:
+    """The verified local .safetensors of a catalog variant, fetched and converted if need be.
+
+    Raises UnknownVariantError, WeightsUnavailableError, DownloadError, CheckpointMismatchError and the like
+    (zoo.errors), each in one sentence.
+    """
+    variant = find_variant(name)
+    cls = model_cls or _FORMS[variant.family, variant.form]
+
+    def convert(checkpoint: Checkpoint) -> dict[str, Tensor]:
+        model = cls(**variant.args, img_size=variant.input_size[1:], device="meta")
+        state = model.convert(checkpoint)
+        expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+        weights.check_state(state, expected, name=name, path=checkpoint.path)
+        return state
+
+    return weights.fetch(variant, convert)

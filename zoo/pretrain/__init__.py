@@ -1,0 +1,1 @@
+"""Training by pretext tasks: objectives (one file each), data, recipes, and one engine that runs any of them."""

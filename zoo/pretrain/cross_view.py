@@ -1,0 +1,93 @@
+"""Cross-view completion (CroCo): rebuild the hidden patches of one photo with the help of another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import v2 as transforms
+from torchvision.transforms.v2 import functional as TF
+
+from zoo.errors import DataError, RecipeError
+from zoo.layers.masking import num_hidden, random_mask
+from zoo.models.croco import PairModel
+
+
+@dataclass(frozen=True)
+class PairTransform:
+    """One pair of photos -> what the objective's forward takes; runs in the data workers.
+
+    crop: side of the random crops, drawn for each image on its own. color_jitter: strength of brightness,
+    contrast and saturation jitter (0.4: factors 0.6..1.4), likewise.
+    """
+
+    num_patches: int
+    mask_ratio: float
+    crop: int | None
+    color_jitter: float
+
+    def __call__(self, sample: dict[str, Any], seed: int) -> dict[str, Tensor]:
+        """image1, image2: uint8 arrays (H, W, 3) -> uint8 tensors (3, h, w), and mask (N,) bool.
+
+        All randomness comes from `seed`, so a sample does not depend on which worker makes it.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        img1 = self._augment(sample["image1"], generator)
+        img2 = self._augment(sample["image2"], generator)
+        mask = random_mask(1, self.num_patches, self.mask_ratio, generator)[0]
+        return dict(image1=img1, image2=img2, mask=mask)
+
+    def _augment(self, array: np.ndarray, generator: torch.Generator) -> Tensor:
+        image = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
+        if self.crop is not None:
+            height, width = image.shape[-2:]
+            if min(height, width) < self.crop:
+                raise DataError(
+                    f"A training image of {height}x{width} pixels is smaller than the crop of {self.crop}; "
+                    "leave it out or resize it."
+                )
+            top = int(torch.randint(height - self.crop + 1, (), generator=generator))
+            left = int(torch.randint(width - self.crop + 1, (), generator=generator))
+            image = image[:, top : top + self.crop, left : left + self.crop]
+        if self.color_jitter:
+            low, high = 1 - self.color_jitter, 1 + self.color_jitter
+            factors = torch.empty(3).uniform_(low, high, generator=generator).tolist()
+            order = torch.randperm(3, generator=generator).tolist()
+            steps = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation)
+            for i in order:
+                image = steps[i](image, factors[i])
+        return image.contiguous()
+
+
+class CrossViewCompletion(nn.Module):
+    """Mean squared error of the hidden patches of image 1 (CroCo, section 3.2; v2 the same)."""
+
+    def __init__(
+        self,
+        model: PairModel,
+        mask_ratio: float = 0.9,
+        norm_target: bool = True,
+        crop: int | None = None,
+        color_jitter: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, PairModel) or model.head is None:
+            raise RecipeError(
+                f"Cross-view completion trains a two-image model, not {type(model).__name__}; choose one of "
+                "`zoo list --form binocular` as the recipe's model."
+            )
+        self.model = model
+        model.norm_target = norm_target
+        patches = model.encoder.patch_embed.num_patches
+        self.hidden = num_hidden(patches, mask_ratio)
+        self.transform = PairTransform(patches, mask_ratio, crop, color_jitter)
+        cfg = model.pretrained_cfg
+        self.normalize = transforms.Normalize(cfg["mean"], cfg["std"])
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """image1, image2 (B, 3, H, W) uint8 and mask (B, N) bool -> the loss."""
+        img1, img2 = (self.normalize(batch[key].float() / 255) for key in ("image1", "image2"))
+        return self.model.completion_loss(img1, img2, batch["mask"], self.hidden)

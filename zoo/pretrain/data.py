@@ -1,0 +1,107 @@
+"""Which samples a step sees: a pure function of (seed, step, rank), so that a run can stop and go on anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from zoo.errors import RecipeError
+from zoo.pretrain.pairs import ImagePairs
+from zoo.pretrain.scenes import SceneConfig, ScenePairs
+
+ENDLESS = 2**62
+"""Length of procedural sources: their every sample is new."""
+
+
+def make_source(settings: dict[str, Any], seed: int) -> Any:
+    """The map-style dataset that a recipe's `data` names. Raises RecipeError or DataError (ValueErrors)."""
+    settings = dict(settings)
+    kind = settings.pop("source", None)
+    if kind == "scenes":
+        settings.pop("path", None)
+        try:
+            config = SceneConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+        except TypeError as error:
+            raise RecipeError(f"The recipe's data settings don't fit procedural scenes ({error}).") from error
+        return ScenePairs(config, seed=seed, length=ENDLESS)
+    if kind == "pairs":
+        path = settings.pop("path", None)
+        if settings:
+            raise RecipeError(
+                f"Photo pairs have no settings {', '.join(settings)}; leave them out of the recipe's data."
+            )
+        if path is None:
+            raise RecipeError("This recipe trains on photo pairs; say where they are with --data FOLDER.")
+        return ImagePairs(path)
+    raise RecipeError(f"The data source '{kind}' is unknown; choose scenes or pairs.")
+
+
+class _Prepared(Dataset):
+    """Samples by (place in the source, draw number): the transform's randomness comes from the draw number."""
+
+    def __init__(self, source: Any, transform: Callable[[dict[str, Any], int], dict[str, Any]], seed: int) -> None:
+        self.source, self.transform, self.seed = source, transform, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        index, draw = key
+        seed = int(np.random.SeedSequence([self.seed, draw]).generate_state(1, np.uint64)[0] >> 1)
+        return self.transform(self.source[index], seed)
+
+
+class StepSampler:
+    """Batches of (place, draw number) for one process, from step `start` on.
+
+    Draw k of a finite source is entry k mod length of the k div length-th epoch's permutation; an endless
+    source is read in order. A step's draws are dealt out over its micro-batches and the processes.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, seed: int, start: int, stop: int, accumulate: int, rank: int, world: int
+    ) -> None:
+        if batch_size % (accumulate * world):
+            raise RecipeError(
+                f"A batch of {batch_size} samples can't be dealt to {world} processes in {accumulate} parts each; "
+                "choose a batch_size that their product divides."
+            )
+        self.length, self.batch_size, self.seed, self.start, self.stop = length, batch_size, seed, start, stop
+        self.accumulate, self.rank, self.world = accumulate, rank, world
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        micro = self.batch_size // (self.accumulate * self.world)
+        epoch, order = -1, None
+        for step in range(self.start, self.stop):
+            for part in range(self.accumulate):
+                first = step * self.batch_size + (part * self.world + self.rank) * micro
+                batch = []
+                for draw in range(first, first + micro):
+                    if self.length >= ENDLESS:
+                        batch.append((draw, draw))
+                        continue
+                    if draw // self.length != epoch or order is None:
+                        epoch = draw // self.length
+                        order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
+                    batch.append((int(order[draw % self.length]), draw))
+                yield batch
+
+
+def make_loader(
+    source: Any,
+    transform: Callable[[dict[str, Any], int], dict[str, Any]],
+    sampler: StepSampler,
+    workers: int,
+    pin_memory: bool,
+) -> DataLoader:
+    """A DataLoader over `sampler`'s batches; what it gives does not depend on the number of workers."""
+    return DataLoader(
+        _Prepared(source, transform, sampler.seed),
+        batch_sampler=sampler,  # type: ignore[arg-type]
+        num_workers=workers,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if workers else None,
+    )

@@ -1,0 +1,381 @@
+"""The one training loop: any objective, on one CPU or GPU or many (accelerate underneath).
+
+A step is a pure function of (recipe, step, state): samples come from the step's number, randomness is seeded
+by it. So a run killed at any moment and started again with the same command ends with the same weights, bit
+for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import yaml
+from accelerate import Accelerator
+from safetensors import safe_open
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from zoo.errors import DivergedError, RecipeError, TrainingError
+from zoo.pretrain.cross_view import CrossViewCompletion
+from zoo.pretrain.data import ENDLESS, StepSampler, make_loader, make_source
+from zoo.pretrain.recipe import Recipe, Schedule
+from zoo.weights import save_safetensors
+
+OBJECTIVES: dict[str, Callable[..., nn.Module]] = {"cross_view_completion": CrossViewCompletion}
+"""Objectives by the name that recipes use; each is made from a model and the recipe's settings, has a
+`transform` for the data workers, and gives the loss from a batch."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe comes to on a given source: whole numbers of steps."""
+
+    steps: int
+    warmup: float
+    length: float
+    lr: float
+    schedule: Schedule
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up from zero, then a cosine to min_lr over `length` steps, of which `steps` are run."""
+        if step < self.warmup:
+            return self.lr * step / self.warmup
+        progress = (step - self.warmup) / max(1.0, self.length - self.warmup)
+        low = self.schedule.min_lr
+        return low + (self.lr - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def make_plan(recipe: Recipe, samples: int) -> Plan:
+    """Steps and learning rates of a recipe on a source of `samples` samples."""
+    schedule = recipe.schedule
+    unit = 1
+    if schedule.unit == "epochs":
+        if samples >= ENDLESS:
+            raise RecipeError("Procedural data has no epochs; give the recipe's schedule in steps.")
+        unit = samples // recipe.batch_size
+        if unit == 0:
+            raise RecipeError(
+                f"{samples} samples don't fill one batch of {recipe.batch_size}; lower batch_size or give more data."
+            )
+    stop = schedule.length if schedule.stop is None else schedule.stop
+    return Plan(int(stop * unit), schedule.warmup * unit, schedule.length * unit, recipe.learning_rate(), schedule)
+
+
+def make_objective(recipe: Recipe) -> Any:
+    """The recipe's model under its objective, freshly drawn with the recipe's seed."""
+    settings = dict(recipe.objective)
+    name = settings.pop("name", None)
+    if name not in OBJECTIVES:
+        raise RecipeError(f"The objective '{name}' is unknown; choose {', '.join(OBJECTIVES)}.")
+    torch.manual_seed(recipe.seed)
+    model = timm.create_model(recipe.model, **recipe.model_args)
+    try:
+        return OBJECTIVES[name](model, **settings)
+    except TypeError as error:
+        raise RecipeError(f"The settings of the objective '{name}' don't fit ({error}).") from error
+
+
+def make_optimizer(recipe: Recipe, objective: nn.Module) -> torch.optim.Optimizer:
+    """timm's optimizer with no decay on biases and 1-D parameters, nor where the model says so."""
+    settings = recipe.optimizer
+    betas = dict(betas=settings.betas) if "adam" in settings.name else {}
+    return create_optimizer_v2(
+        objective,  # type: ignore[arg-type]
+        opt=settings.name,
+        lr=recipe.learning_rate(),
+        weight_decay=settings.weight_decay,
+        **betas,
+    )
+
+
+def train(
+    recipe: Recipe,
+    output: str | Path,
+    *,
+    workers: int = 2,
+    accumulate: int = 1,
+    progress: bool = True,
+) -> Path:
+    """Run a recipe into the folder `output`, or go on with the run that is there; returns the weights' path.
+
+    output gets recipe.yaml, log.jsonl, tensorboard/, checkpoint.safetensors (everything needed to go on,
+    replaced atomically), and at the end model.safetensors and loss.png.
+    accumulate: parts that each process's share of a batch is computed in.
+
+    Raises RecipeError, DataError (ValueErrors), TrainingError (RuntimeError), DivergedError (ArithmeticError).
+    """
+    output = Path(output)
+    accelerator = Accelerator(
+        mixed_precision="bf16" if recipe.precision == "bf16" else "no", gradient_accumulation_steps=accumulate
+    )
+    rank, world = accelerator.process_index, accelerator.num_processes
+    source = make_source(recipe.data, recipe.seed)
+    plan = make_plan(recipe, len(source))
+    objective = make_objective(recipe)
+    optimizer = make_optimizer(recipe, objective)
+
+    run = _Run(output, recipe, plan)
+    start = run.resume(objective, optimizer) if run.checkpoint.exists() else 0
+    if accelerator.is_main_process:
+        run.open(start)
+    wrapped, optimizer = accelerator.prepare(objective, optimizer)
+    sampler = StepSampler(len(source), recipe.batch_size, recipe.seed, start, plan.steps, accumulate, rank, world)
+    loader = make_loader(source, objective.transform, sampler, workers, accelerator.device.type == "cuda")
+    batches = iter(loader)
+
+    bar = tqdm(
+        total=plan.steps,
+        initial=start,
+        desc=recipe.name,
+        unit="step",
+        disable=not (progress and accelerator.is_main_process),
+    )
+    losses: list[Tensor] = []  # on the device: reading each step's loss would make the device wait
+    wrapped.train()
+    with _StopSignal() as stop:
+        for step in range(start, plan.steps):
+            lr = plan.learning_rate(step)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group.get("lr_scale", 1.0)
+            total = torch.zeros((), device=accelerator.device)
+            for part in range(accumulate):
+                batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in next(batches).items()}
+                torch.manual_seed(_seed(recipe.seed, step, part, rank))
+                with accelerator.accumulate(wrapped):
+                    loss = wrapped(batch)
+                    accelerator.backward(loss)
+                    if accelerator.sync_gradients and recipe.optimizer.clip_grad is not None:
+                        accelerator.clip_grad_norm_(wrapped.parameters(), recipe.optimizer.clip_grad)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                total += loss.detach().float() / accumulate
+            losses.append(total)
+            bar.update()
+
+            done = step + 1
+            saving = done % recipe.checkpoint_steps == 0 or done == plan.steps
+            if done % recipe.log_steps == 0 or saving:
+                # the wish to stop travels with the losses, so that all processes stop at the same step
+                report = accelerator.reduce(
+                    torch.stack([*losses, total.new_tensor(float(stop.wished))]), "mean"
+                ).tolist()
+                _check_finite(report[:-1], done, plan)
+                saving = saving or report[-1] > 0
+                if accelerator.is_main_process:
+                    bar.set_postfix(run.log(done, report[:-1], lr))
+                losses.clear()
+                if saving and accelerator.is_main_process:
+                    run.save(done, objective, optimizer)
+                if report[-1] > 0 and done < plan.steps:
+                    bar.close()
+                    raise TrainingError(
+                        f"Stopped after step {done} of {plan.steps} with everything saved; start the same command "
+                        "again to go on."
+                    )
+    bar.close()
+    if accelerator.is_main_process:
+        run.finish(objective.model)
+    accelerator.wait_for_everyone()
+    return run.weights
+
+
+def dry_run(recipe: Recipe, *, workers: int = 0, accumulate: int = 1, steps: int = 3) -> dict[str, Any]:
+    """Take a few real steps and say what the whole run comes to: steps, samples, seconds and bytes.
+
+    Keys: steps, samples, epochs (None for procedural data), parameters, seconds_per_step, hours,
+    memory_bytes (peak of this process on a CPU, of the allocator on a GPU), device.
+    """
+    accelerator = Accelerator(mixed_precision="bf16" if recipe.precision == "bf16" else "no")
+    source = make_source(recipe.data, recipe.seed)
+    plan = make_plan(recipe, len(source))
+    objective = make_objective(recipe)
+    parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    wrapped, optimizer = accelerator.prepare(objective, make_optimizer(recipe, objective))
+    micro = recipe.batch_size // (accumulate * accelerator.num_processes)
+    sampler = StepSampler(len(source), micro, recipe.seed, 0, steps + 1, 1, 0, 1)
+    loader = make_loader(source, objective.transform, sampler, workers, accelerator.device.type == "cuda")
+    seconds = []
+    start = time.monotonic()
+    for batch in loader:
+        loss = wrapped({k: v.to(accelerator.device) for k, v in batch.items()})
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        _check_finite([loss.item()], 1, plan)
+        seconds.append(time.monotonic() - start)
+        start = time.monotonic()
+    per_step = sum(seconds[1:]) / len(seconds[1:]) * accumulate  # the first one warms up
+    cuda = accelerator.device.type == "cuda"
+    samples = plan.steps * recipe.batch_size
+    return dict(
+        steps=plan.steps,
+        samples=samples,
+        epochs=None if len(source) >= ENDLESS else samples / len(source),
+        parameters=parameters,
+        seconds_per_step=per_step,
+        hours=per_step * plan.steps / 3600,
+        memory_bytes=torch.cuda.max_memory_allocated()
+        if cuda
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        device=str(accelerator.device),
+    )
+
+
+def read_log(run: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run's log.jsonl: step, loss (mean since the row before), lr, images_per_second, seconds."""
+    lines = (Path(run) / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+class _Run:
+    """The files of one training run."""
+
+    def __init__(self, folder: Path, recipe: Recipe, plan: Plan) -> None:
+        self.folder, self.recipe, self.plan = folder, recipe, plan
+        self.checkpoint = folder / "checkpoint.safetensors"
+        self.weights = folder / "model.safetensors"
+        self.rows: list[dict[str, Any]] = []
+        self.seconds_before = 0.0
+
+    def resume(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Load the checkpoint into both; returns the number of steps done."""
+        with safe_open(self.checkpoint, "pt") as file:
+            state = json.loads(file.metadata()["run"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+        ours, theirs = json.loads(json.dumps(self.recipe.to_dict())), state["recipe"]
+        if changed := sorted(key for key in ours if ours[key] != theirs.get(key)):
+            raise TrainingError(
+                f"{self.folder} holds a run with other settings ({', '.join(changed)}); choose another --output, or "
+                "start it again with the settings in its recipe.yaml."
+            )
+        objective.load_state_dict({k[10:]: v for k, v in tensors.items() if k.startswith("objective.")})
+        saved: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimizer."):
+                _, index, name = key.split(".", 2)
+                saved.setdefault(int(index), {})[name] = value.clone()
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
+        self.seconds_before = state["seconds"]
+        return state["step"]
+
+    def open(self, start: int) -> None:
+        """Make the folder, and cut the log back to what the checkpoint knows."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(self.recipe.to_dict()))), "utf-8")
+        log = self.folder / "log.jsonl"
+        if start and log.exists():
+            self.rows = [row for row in map(json.loads, _whole_lines(log)) if row["step"] <= start]
+        log.write_text("".join(json.dumps(row) + "\n" for row in self.rows), "utf-8")
+        self.board = SummaryWriter(self.folder / "tensorboard", purge_step=start)
+        self.opened = self.logged = time.monotonic()
+
+    def log(self, step: int, losses: list[float], lr: float) -> dict[str, str]:
+        """Write a row of log.jsonl and TensorBoard; returns what the progress bar shows."""
+        now = time.monotonic()
+        row = dict(
+            step=step,
+            loss=sum(losses) / len(losses),
+            lr=lr,
+            images_per_second=len(losses) * self.recipe.batch_size / (now - self.logged),
+            seconds=self.seconds_before + now - self.opened,
+        )
+        self.logged = now
+        self.rows.append(row)
+        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        for key in ("loss", "lr", "images_per_second"):
+            self.board.add_scalar(key, row[key], step)
+        return dict(loss=f"{row['loss']:.4f}", images_s=f"{row['images_per_second']:.0f}")
+
+    def save(self, step: int, objective: nn.Module, optimizer: Any) -> None:
+        """Write everything needed to go on, in one file that appears whole or not at all."""
+        tensors = {f"objective.{key}": value for key, value in objective.state_dict().items()}
+        for index, values in optimizer.state_dict()["state"].items():
+            tensors.update({f"optimizer.{index}.{name}": value for name, value in values.items()})
+        state = dict(
+            step=step,
+            seconds=self.seconds_before + time.monotonic() - self.opened,
+            recipe=self.recipe.to_dict(),
+        )
+        save_safetensors(tensors, self.checkpoint, {"run": json.dumps(state)})
+
+    def finish(self, model: nn.Module) -> None:
+        """Write the trained model's weights and the loss curve."""
+        about = dict(architecture=self.recipe.model, recipe=self.recipe.name, steps=str(self.plan.steps))
+        save_safetensors(model.state_dict(), self.weights, about)
+        self.board.close()
+        draw_loss(self.rows, self.folder / "loss.png", self.recipe.name)
+
+
+def draw_loss(rows: list[dict[str, Any]], path: Path, title: str) -> None:
+    """A picture of the loss over the steps, with a running mean and the last value."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
+    width = max(1, len(rows) // 40)
+    smooth = [sum(losses[max(0, i - width) : i + 1]) / len(losses[max(0, i - width) : i + 1]) for i in range(len(rows))]
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    axes.plot(steps, losses, color="0.75", linewidth=0.8, label="logged")
+    axes.plot(steps, smooth, color="tab:blue", linewidth=1.6, label="running mean")
+    axes.annotate(f"{smooth[-1]:.3f}", (steps[-1], smooth[-1]), textcoords="offset points", xytext=(-4, 8), ha="right")
+    axes.set(title=f"{title}: training loss", xlabel="step", ylabel="loss")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+class _StopSignal:
+    """Ctrl-C or a scheduler's SIGTERM: finish the step, save, stop. A second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.wished = False
+
+    def __enter__(self) -> _StopSignal:
+        self._before = {s: signal.signal(s, self._wish) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _wish(self, number: int, frame: object) -> None:
+        if self.wished and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.wished = True
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Lines of a log, without a last one that a kill cut short."""
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _check_finite(losses: list[float], done: int, plan: Plan) -> None:
+    for i, loss in enumerate(losses):
+        if not math.isfinite(loss):
+            step = done - len(losses) + i
+            raise DivergedError(
+                f"The loss became {loss} at step {step + 1} of {plan.steps}, learning rate "
+                f"{plan.learning_rate(step):.3g}; try a lower learning rate, a longer warm-up, "
+                "optimizer.clip_grad: 1.0, or precision: fp32, from the last checkpoint or anew."
+            )

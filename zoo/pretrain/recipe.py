@@ -1,0 +1,137 @@
+"""A recipe says everything that decides a training run: YAML files in zoo/pretrain/recipes, or the user's own."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zoo.errors import RecipeError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up, then a cosine to `min_lr` over `length`, cut off at `stop`; all in `unit`s."""
+
+    unit: str  # "epochs" or "steps"
+    warmup: float
+    length: float
+    stop: float | None = None  # the published CroCo runs stop half-way down the cosine
+    min_lr: float = 0.0
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """timm's optimizer `name`; biases and 1-D parameters have no weight decay.
+
+    lr: for this batch size; or base_lr: for 256 samples, scaled with the batch size (MAE's rule).
+    clip_grad: largest gradient norm, None for no limit.
+    """
+
+    name: str = "adamw"
+    lr: float | None = None
+    base_lr: float | None = None
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    clip_grad: float | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run. batch_size counts samples of a step over all processes.
+
+    model, model_args: what timm.create_model makes. objective: its name and settings. data: the source's
+    name and settings. precision: "fp32" or "bf16" (autocast). source: where the settings come from.
+    """
+
+    name: str
+    model: str
+    objective: dict[str, Any]
+    data: dict[str, Any]
+    batch_size: int
+    schedule: Schedule
+    optimizer: Optimizer
+    model_args: dict[str, Any] = field(default_factory=dict)
+    precision: str = "fp32"
+    seed: int = 0
+    checkpoint_steps: int = 1000
+    log_steps: int = 20
+    source: str = ""
+
+    def learning_rate(self) -> float:
+        """The peak learning rate."""
+        if self.optimizer.lr is not None:
+            return self.optimizer.lr
+        assert self.optimizer.base_lr is not None  # load_recipe has checked it
+        return self.optimizer.base_lr * self.batch_size / 256
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the zoo."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Read a recipe by its name in the zoo or by its file; `overrides` replace settings, nested by dots.
+
+    >>> load_recipe("croco_nano", {"batch_size": 32, "schedule.length": 100})
+
+    Raises RecipeError (a ValueError) that names the setting.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = RECIPES / f"{name_or_path}.yaml"
+    if not path.is_file():
+        raise RecipeError(
+            f"There is no recipe '{name_or_path}'; give a .yaml file or one of {', '.join(recipe_names())}."
+        )
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not readable YAML ({error}); correct it there.") from error
+    if not isinstance(settings, dict):
+        raise RecipeError(f"{path} holds no settings; a recipe is a YAML mapping, see zoo/pretrain/recipes.")
+    for key, value in (overrides or {}).items():
+        _set(settings, key, value)
+    settings.setdefault("name", path.stem)
+    return _parse(Recipe, settings, str(path))
+
+
+def _set(settings: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        settings = settings.setdefault(parent, {})
+        if not isinstance(settings, dict):
+            raise RecipeError(f"The setting '{dotted}' can't be set, since '{parent}' is a single value.")
+    settings[last] = value
+
+
+def _parse(cls: Any, settings: dict[str, Any], where: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    if unknown := set(settings) - set(fields):
+        raise RecipeError(f"{where} has unknown settings {', '.join(sorted(unknown))}; known are {', '.join(fields)}.")
+    required = {name for name, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
+    if missing := required - set(settings):
+        raise RecipeError(f"{where} lacks the settings {', '.join(sorted(missing))}; add them.")
+    values = dict(settings)
+    if cls is Recipe:
+        values["schedule"] = _parse(Schedule, values["schedule"], f"{where}, schedule,")
+        values["optimizer"] = _parse(Optimizer, values["optimizer"], f"{where}, optimizer,")
+        optimizer = values["optimizer"]
+        if (optimizer.lr is None) == (optimizer.base_lr is None):
+            raise RecipeError(f"{where} must give exactly one of optimizer.lr and optimizer.base_lr.")
+        if values["schedule"].unit not in ("epochs", "steps"):
+            raise RecipeError(f"{where} has schedule.unit '{values['schedule'].unit}'; choose epochs or steps.")
+        if values.get("precision", "fp32") not in ("fp32", "bf16"):
+            raise RecipeError(f"{where} has precision '{values['precision']}'; choose fp32 or bf16.")
+    if cls is Optimizer and "betas" in values:
+        values["betas"] = tuple(values["betas"])
+    return cls(**values)

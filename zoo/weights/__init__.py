@@ -1,0 +1,23 @@
+"""From a variant to a verified local .safetensors file: sources, download, safe reading, cache."""
+
+from zoo.weights.files import save_safetensors
+from zoo.weights.rules import Alias, Drop, KeyRules, Rename, check_state
+from zoo.weights.sources import BUNDLED, cache_dir, cached_path, fetch, source_of, verify
+from zoo.weights.unpickle import Checkpoint, read_checkpoint
+
+__all__ = [
+    "BUNDLED",
+    "Alias",
+    "Checkpoint",
+    "Drop",
+    "KeyRules",
+    "Rename",
+    "cache_dir",
+    "cached_path",
+    "check_state",
+    "fetch",
+    "read_checkpoint",
+    "save_safetensors",
+    "source_of",
+    "verify",
+]

@@ -1,0 +1,274 @@
+"""Downloading one file over HTTP: resumed, retried, verified, and never half there under its final name.
+
+A machine without a network hears so within two seconds per host instead of waiting for timeouts.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import random
+import re
+import socket
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import requests
+from tqdm import tqdm
+
+from zoo.errors import CorruptWeightsError, DownloadError
+from zoo.weights.files import read_json, sha256, write_json
+
+# Seconds.
+PROBE_TIMEOUT = 2.0
+CONNECT_TIMEOUT = 5.0
+READ_TIMEOUT = 30.0
+BACKOFF = 1.0  # before the second try, doubled before each further one
+MAX_BACKOFF = 30.0
+MAX_RETRY_AFTER = 60.0
+
+FIRST_TRIES = 2  # while the server has not sent anything
+TRIES = 5  # in a row without progress, once it has
+
+_CHUNK = 1 << 16  # what a broken connection may lose
+_BUSY = (408, 425, 429, 500, 502, 503, 504)
+_HINT = "Check the network, or get the file elsewhere and put it into the folder that ZOO_WEIGHTS names."
+
+
+class _Retry(Exception):
+    """A try failed in a way that may pass; `after` is how long the server asked to wait, in seconds."""
+
+    def __init__(self, reason: str, after: float | None = None) -> None:
+        super().__init__(reason)
+        self.after = after
+
+
+def download(url: str, path: Path, *, expected_sha256: str | None = None, progress: bool = True) -> str:
+    """Download `url` to `path` and return its SHA-256, in hexadecimal.
+
+    An interrupted download leaves `<path>.part` and is resumed by the next call, unless the file has changed
+    on the server. `progress` shows a bar when stderr is a terminal. One process at a time may download to a
+    path.
+
+    Raises DownloadError when the server can't be reached or doesn't have the file, when it sends a web page,
+    or when the file isn't the expected one.
+    """
+    check_reachable(url)
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _transfer_with_retries(url, part, progress)
+        _refuse_web_page(url, part)
+        digest = sha256(part, progress)
+        if expected_sha256 is not None and digest != expected_sha256:
+            _discard(part)
+            raise DownloadError(
+                f"{url} isn't the file that was expected: its SHA-256 is {digest} instead of "
+                f"{expected_sha256}. Try again; if that keeps happening, the file was replaced on the server "
+                "and shouldn't be used."
+            )
+        os.replace(part, path)
+        _state_path(part).unlink(missing_ok=True)
+    except OSError as error:
+        if isinstance(error, (DownloadError, CorruptWeightsError)):
+            raise
+        raise DownloadError(
+            f"{url} can't be saved to {path} ({error.strerror or error}). Free some space or set ZOO_CACHE "
+            "to another folder."
+        ) from error
+    return digest
+
+
+def check_reachable(url: str) -> None:
+    """Return at once if the URL's host accepts connections; with a proxy set, that is left to the proxy.
+
+    Raises DownloadError after PROBE_TIMEOUT at the latest, even if name resolution hangs.
+    """
+    if requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url)):
+        return
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # None: connected, text: why not
+
+    def connect(family: int, address: tuple) -> None:
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.settimeout(PROBE_TIMEOUT)
+                probe.connect(address)
+            answers.put(None)
+        except OSError as error:
+            answers.put(error.strerror or str(error))
+
+    def resolve() -> None:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            answers.put(f"its name can't be resolved: {getattr(error, 'strerror', None) or error}")
+            return
+        # All addresses at once: one family that leads nowhere must not hide another that works.
+        expected.append(len(found))
+        for family, _, _, _, address in found:
+            threading.Thread(target=connect, args=(family, address), daemon=True).start()
+
+    expected: list[int] = []
+    deadline = time.monotonic() + PROBE_TIMEOUT
+    threading.Thread(target=resolve, daemon=True).start()
+    reasons: list[str] = []
+    while not reasons or (expected and len(reasons) < expected[0]):
+        try:
+            reason = answers.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            reasons.append(f"no answer within {PROBE_TIMEOUT:g} s")
+            break
+        if reason is None:
+            return
+        reasons.append(reason)
+    raise DownloadError(f"{host} can't be reached ({reasons[-1]}) for {url}. {_HINT}")
+
+
+def _transfer_with_retries(url: str, part: Path, progress: bool) -> None:
+    best, _ = _resume_point(url, part)
+    limit, failures = FIRST_TRIES, 0
+    while True:
+        try:
+            _transfer(url, part, progress)
+            return
+        except _Retry as error:
+            size = part.stat().st_size if part.exists() else 0
+            # Progress starts the count anew, measured by the largest size so far: a server that always starts
+            # from the beginning and always breaks off makes none.
+            failures = 1 if size > best else failures + 1
+            if size > best or error.after is not None:
+                limit = TRIES
+            best = max(best, size)
+            if failures >= limit:
+                raise DownloadError(
+                    f"{url} can't be downloaded ({error}, tried {failures} times). {_HINT}"
+                ) from error
+            delay = min(BACKOFF * 2 ** (failures - 1), MAX_BACKOFF) * random.uniform(0.5, 1.0)
+            time.sleep(max(delay, min(error.after or 0.0, MAX_RETRY_AFTER)))
+
+
+def _transfer(url: str, part: Path, progress: bool) -> None:
+    """One request: the file, or the rest of it, appended to `part`. Raises _Retry for what may pass."""
+    offset, validator = _resume_point(url, part)
+    headers = {"Accept-Encoding": "identity"}  # sizes are those of the file
+    if offset:
+        headers |= {"Range": f"bytes={offset}-", "If-Range": validator}
+    try:
+        with requests.get(
+            url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT)
+        ) as response:
+            if response.status_code == 416:  # what is here is no beginning of what is there
+                _discard(part)
+                raise _Retry("the server could not resume")
+            _check_response(url, response)
+            offset, total = _extent(response, offset)
+            write_json(
+                _state_path(part), {"url": url, "validator": validator if offset else _validator(response)}
+            )
+            with (
+                part.open("r+b" if offset else "wb") as file,
+                tqdm(
+                    total=total,
+                    initial=offset,
+                    desc=part.stem,
+                    unit="B",
+                    unit_scale=True,
+                    disable=None if progress else True,
+                ) as bar,
+            ):
+                file.seek(offset)
+                file.truncate()
+                try:
+                    for chunk in response.iter_content(_CHUNK):
+                        file.write(chunk)
+                        bar.update(len(chunk))
+                finally:
+                    file.flush()
+                    os.fsync(file.fileno())
+                size = file.tell()
+    except requests.RequestException as error:
+        raise _Retry(_reason(error)) from error
+    if total is not None and size != total:
+        raise _Retry(f"{size} of {total} bytes arrived")
+
+
+def _check_response(url: str, response: requests.Response) -> None:
+    if response.status_code in _BUSY:
+        wait = response.headers.get("Retry-After", "")
+        raise _Retry(f"HTTP {response.status_code}", after=float(wait) if wait.isdigit() else 0.0)
+    if response.status_code not in (200, 206):
+        gone = response.status_code in (404, 410)
+        raise DownloadError(
+            f"{url} can't be downloaded: HTTP {response.status_code} {response.reason}. "
+            + ("The file is no longer there; g" if gone else "G")
+            + "et it elsewhere and put it into the folder that ZOO_WEIGHTS names."
+        )
+    if response.headers.get("Content-Type", "").startswith("text/html"):
+        raise _web_page(url)
+
+
+def _extent(response: requests.Response, offset: int) -> tuple[int, int | None]:
+    """Where the response's bytes start in the file, and the file's size if the server tells."""
+    if response.status_code == 206:
+        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        if not found or int(found[1]) != offset:
+            raise _Retry("the server sent another part than was asked for")
+        return offset, None if found[2] == "*" else int(found[2])
+    length = response.headers.get("Content-Length", "")
+    return 0, int(length) if length.isdigit() else None
+
+
+def _validator(response: requests.Response) -> str | None:
+    """What tells the server on resuming which file was meant. A weak ETag doesn't vouch for single bytes."""
+    etag = response.headers.get("ETag")
+    return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
+
+
+def _resume_point(url: str, part: Path) -> tuple[int, str]:
+    """Size of the part that is here and validator to resume it with; (0, "") to start from the beginning."""
+    try:
+        state = read_json(_state_path(part)) or {}
+    except CorruptWeightsError:
+        state = {}
+    if not part.exists() or state.get("url") != url or not isinstance(state.get("validator"), str):
+        return 0, ""
+    return part.stat().st_size, state["validator"]
+
+
+def _refuse_web_page(url: str, part: Path) -> None:
+    with part.open("rb") as file:
+        head = file.read(512).lstrip().lower()
+    if head.startswith((b"<!doctype html", b"<html")):
+        _discard(part)
+        raise _web_page(url)
+
+
+def _web_page(url: str) -> DownloadError:
+    return DownloadError(
+        f"{url} is a web page instead of a file, such as a login page or a network's portal. Open it in a "
+        "browser to see what it asks for."
+    )
+
+
+def _discard(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _state_path(part).unlink(missing_ok=True)
+
+
+def _state_path(part: Path) -> Path:
+    return part.with_name(part.name + ".json")
+
+
+def _reason(error: requests.RequestException) -> str:
+    if isinstance(error, requests.Timeout):
+        return "the server stopped answering"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "its certificate isn't trusted here"
+    if isinstance(error, (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)):
+        return "the connection broke"
+    return type(error).__name__

@@ -1,0 +1,238 @@
+"""Renaming between the reference's tensor names and the zoo's: strict, and invertible by construction.
+
+A family writes down its rules once; reading a reference checkpoint, exporting to the reference's names and
+comparing gradients under them all use the same list.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from zoo.errors import CheckpointMismatchError
+
+_logger = logging.getLogger("zoo")
+
+
+@dataclass(frozen=True)
+class Rename:
+    """`theirs` is called `ours` here.
+
+    In patterns, "*" stands for one or more characters: the last one for any, the others for characters other
+    than dots, such as a block's index. Both sides have the same number of them.
+    """
+
+    theirs: str
+    ours: str
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A part of the reference that this form of the model does not have; `why` is named in the log."""
+
+    theirs: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Alias:
+    """`theirs` is a second name of the tensor that the reference also calls `same_as`.
+
+    It is checked to be equal when reading, and written again on export.
+    """
+
+    theirs: str
+    same_as: str
+
+
+class KeyRules:
+    """An ordered list of rules; the first that matches a name decides, in both directions.
+
+    Raises ValueError for a rule whose two patterns don't have the same number of wildcards.
+    """
+
+    def __init__(self, *rules: Rename | Drop | Alias) -> None:
+        for rule in rules:
+            other = (
+                rule.ours
+                if isinstance(rule, Rename)
+                else rule.same_as
+                if isinstance(rule, Alias)
+                else rule.theirs
+            )
+            if rule.theirs.count("*") != other.count("*"):
+                raise ValueError(f"{rule} has a different number of wildcards on its two sides")
+        self.rules = rules
+
+    def covers(self, names: Iterable[str]) -> bool:
+        """Whether every one of a checkpoint's tensor names has a rule: whether this is its layout."""
+        return all(self._rule_for(theirs)[0] is not None for theirs in names)
+
+    def to_zoo(self, state: Mapping[str, Tensor], *, name: str) -> dict[str, Tensor]:
+        """The tensors of a reference checkpoint under the zoo's names.
+
+        name: the variant's, for messages.
+        Raises CheckpointMismatchError for names that no rule covers and for aliases that differ.
+        """
+        renamed: dict[str, Tensor] = {}
+        unknown: list[str] = []
+        dropped: Counter[str] = Counter()
+        for theirs, tensor in state.items():
+            rule, parts = self._rule_for(theirs)
+            if rule is None:
+                unknown.append(theirs)
+            elif isinstance(rule, Drop):
+                dropped[rule.why] += 1
+            elif isinstance(rule, Alias):
+                _check_alias(state, theirs, _fill(rule.same_as, parts), name)
+            else:
+                ours = _fill(rule.ours, parts)
+                if ours in renamed or self.reference_name(ours) != theirs:
+                    raise ValueError(
+                        f"The rules of {name} are ambiguous: {theirs} -> {ours} has no unique inverse"
+                    )
+                renamed[ours] = tensor
+        if unknown:
+            raise CheckpointMismatchError(
+                f"{name}: the checkpoint has {len(unknown)} tensors (of {len(state)}) under names that this "
+                f"variant doesn't know, such as {_examples(unknown)}. "
+                "Check that the file was made for this variant; `zoo list` prints the others."
+            )
+        for why, count in dropped.items():
+            _logger.info("%s: left out %d tensors of the reference: %s", name, count, why)
+        return renamed
+
+    def to_reference(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of `to_zoo`: tensors under the reference's names, aliases included.
+
+        Raises CheckpointMismatchError for a name that the reference has no counterpart of.
+        """
+        exported = {self.reference_name(ours): tensor for ours, tensor in state.items()}
+        for rule in self.rules:
+            if isinstance(rule, Alias):
+                for theirs, tensor in list(exported.items()):
+                    parts = _match(rule.same_as, theirs)
+                    if parts is not None:
+                        exported[_fill(rule.theirs, parts)] = tensor
+        return exported
+
+    def reference_name(self, ours: str) -> str:
+        """The reference's name of one of the zoo's tensors. Raises CheckpointMismatchError if it has none."""
+        for rule in self.rules:
+            if isinstance(rule, Rename):
+                parts = _match(rule.ours, ours)
+                if parts is not None:
+                    return _fill(rule.theirs, parts)
+        raise CheckpointMismatchError(
+            f"The reference has no tensor that corresponds to {ours}. Only models of the zoo's own forms, "
+            "without layers added to them, can be written under the reference's names."
+        )
+
+    def _rule_for(self, theirs: str) -> tuple[Rename | Drop | Alias | None, tuple[str, ...]]:
+        for rule in self.rules:
+            parts = _match(rule.theirs, theirs)
+            if parts is not None:
+                return rule, parts
+        return None, ()
+
+
+def check_state(
+    state: Mapping[str, Tensor],
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    name: str,
+    path: str | Path,
+    allow_missing: Iterable[str] = (),
+) -> None:
+    """Compare names and shapes with those of the model, strictly.
+
+    expected: shape by name. name: the variant's. path: the file's, both for the message.
+    allow_missing: patterns (see `Rename`) of names that may be absent, such as a new head's.
+    Raises CheckpointMismatchError with counts, up to 3 examples of each kind, and what the file looks like.
+    """
+    allowed = tuple(allow_missing)
+    missing = [
+        key for key in expected if key not in state and not any(_match(a, key) is not None for a in allowed)
+    ]
+    unexpected = [key for key in state if key not in expected]
+    reshaped = {
+        key: (tuple(state[key].shape), tuple(shape))
+        for key, shape in expected.items()
+        if key in state and tuple(state[key].shape) != tuple(shape)
+    }
+    problems = []
+    if missing:
+        problems.append(f"lacks {len(missing)} of {len(expected)} tensors ({_examples(missing)})")
+    if unexpected:
+        problems.append(f"has {len(unexpected)} unexpected ones ({_examples(unexpected)})")
+    if reshaped:
+        shown = [
+            f"{key}: {list(got)} where {list(want)} is expected" for key, (got, want) in reshaped.items()
+        ]
+        problems.append(f"has {len(reshaped)} of other shapes ({_examples(shown)})")
+    if problems:
+        *first, last = problems
+        listed = f"{', '.join(first)} and {last}" if first else last
+        raise CheckpointMismatchError(
+            f"{path} is no checkpoint of {name}: it {listed}{_guess(reshaped)}. "
+            "Check that the file was made for this variant; `zoo list` prints the others."
+        )
+
+
+_SIZES = {384: "small", 768: "base", 1024: "large", 1280: "huge"}  # the field's names of transformer widths
+
+
+def _guess(reshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> str:
+    """What a checkpoint looks like whose shapes all differ by one factor, as those of another size do."""
+    pairs = Counter(
+        (a, b)
+        for got, want in reshaped.values()
+        if len(got) == len(want)
+        for a, b in zip(got, want)
+        if a != b
+    )
+    if not pairs or any(len(got) != len(want) for got, want in reshaped.values()):
+        return ""
+    if len({Fraction(a, b) for a, b in pairs if b}) != 1:
+        return ""
+    got, want = min(pairs)  # the narrowest is the model's width, the others are its MLPs' and projections'
+    sizes = ""
+    if got in _SIZES and want in _SIZES:
+        sizes = f" (a {_SIZES[got]} checkpoint in place of a {_SIZES[want]} one?)"
+    return f"; it has width {got} where {want} is expected{sizes}"
+
+
+def _check_alias(state: Mapping[str, Tensor], theirs: str, same_as: str, name: str) -> None:
+    if same_as not in state or not torch.equal(state[theirs], state[same_as]):
+        raise CheckpointMismatchError(
+            f"{name}: the checkpoint's {theirs} should be a second name of {same_as}, but "
+            f"{'they differ' if same_as in state else 'that one is missing'}. "
+            "Check that the file was made for this variant; `zoo list` prints the others."
+        )
+
+
+def _match(pattern: str, key: str) -> tuple[str, ...] | None:
+    """What the wildcards of `pattern` stand for in `key`, or None if it doesn't match."""
+    if "*" not in pattern:
+        return () if pattern == key else None
+    *head, last, tail = map(re.escape, pattern.split("*"))
+    expression = "([^.]+)".join([*head, last]) + "(.+)" + tail
+    found = re.fullmatch(expression, key)  # re keeps compiled expressions
+    return found.groups() if found else None
+
+
+def _fill(pattern: str, parts: tuple[str, ...]) -> str:
+    first, *rest = pattern.split("*")
+    return first + "".join(part + text for part, text in zip(parts, rest))
+
+
+def _examples(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

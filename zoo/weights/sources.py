@@ -1,0 +1,394 @@
+"""The one way from a variant to a verified local .safetensors file.
+
+In this order: a file inside the package, the user's mirror folder (ZOO_WEIGHTS), the cache, the Hugging Face
+Hub, the reference's own checkpoint, converted. Whatever comes over the network ends up in the cache with a
+record of where it came from, and a digest that was seen once is demanded ever after.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from filelock import FileLock
+from torch import Tensor
+
+from zoo.catalog import Source, Variant
+from zoo.errors import CorruptWeightsError, DownloadError, UnsafeCheckpointError, WeightsUnavailableError
+from zoo.weights import files
+from zoo.weights.download import check_reachable, download
+from zoo.weights.unpickle import Checkpoint, read_checkpoint
+
+_logger = logging.getLogger("zoo")
+
+BUNDLED = Path(__file__).parent / "bundled"
+LOCK_FILE = Path(__file__).parent.parent / "weights.lock.json"
+HUB_FILENAME = "model.safetensors"  # timm's name for it
+
+_Convert = Callable[[Checkpoint], dict[str, Tensor]]
+
+
+def cache_dir() -> Path:
+    """The cache folder: ZOO_CACHE, or pretext-zoo in XDG_CACHE_HOME or ~/.cache."""
+    own = os.environ.get("ZOO_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pretext-zoo"
+
+
+def cached_path(variant: Variant) -> Path:
+    """Where the cache keeps the weights of a variant, whether or not they are there."""
+    return cache_dir() / f"{variant.name}.safetensors"
+
+
+def fetch(variant: Variant, convert: _Convert, *, progress: bool = True) -> Path:
+    """A local .safetensors file with the weights of `variant`, downloaded and converted if need be.
+
+    convert: makes the zoo's tensors from a reference checkpoint. progress: show bars on a terminal.
+    Several processes may call this at once: one of them downloads. Weights that are here need no network.
+
+    Raises WeightsUnavailableError when no source has them (with the reason for each), CorruptWeightsError for
+    files that are damaged or not those seen before, and what reading or converting a checkpoint raises.
+    """
+    provided = _find_provided(variant)
+    if provided is not None:
+        return provided
+    path = cached_path(variant)
+    sources = _remote_sources(variant)
+    if not sources and not path.is_file():
+        raise WeightsUnavailableError(
+            f"{variant.name} has no published weights. Use pretrained=False and train it with `zoo train`."
+        )
+    # Weights that another process is about to record look damaged: only the lock's holder may judge.
+    with suppress(CorruptWeightsError):
+        if _is_cached(variant, path):
+            return path
+    with _lock(variant.name):
+        try:
+            if _is_cached(variant, path):  # made by another process while this one waited
+                return path
+        except CorruptWeightsError as error:
+            _logger.warning("%s. It is removed, and the weights are fetched again.", _first_sentence(error))
+            _remove(path)
+        files.remove_leftovers(path)
+        tried: list[str] = []
+        for source in sources:
+            try:
+                _fetch_from(source, variant, convert, path, progress)
+            except (DownloadError, WeightsUnavailableError) as error:
+                tried.append(f"{source}: {_first_sentence(error)}")
+            else:
+                _logger.info("%s: weights from %s, now in %s", variant.name, source, path)
+                return path
+    raise WeightsUnavailableError(
+        f"The weights of {variant.name} could not be had from any source ({'; '.join(tried)}). "
+        f"Connect to the network, name a folder with {variant.name}.safetensors in ZOO_WEIGHTS, convert a "
+        "checkpoint that you have with `zoo convert`, or use pretrained=False."
+    )
+
+
+def source_of(path: str | Path) -> dict[str, Any]:
+    """Where a weights file came from: its record (see `zoo.weights.files.write_record`).
+
+    A file without a record gives {"source": {"kind": "file", "location": its path}}.
+    """
+    path = Path(path)
+    record = files.read_record(path)
+    return record if record is not None else {"source": {"kind": "file", "location": str(path)}}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Outcome of checking one file fully.
+
+    problem: what is wrong with it; None if nothing is. sha256: None for a file with a problem.
+    recorded: whether there was a record to compare it with.
+    """
+
+    path: Path
+    sha256: str | None
+    recorded: bool
+    problem: str | None = None
+
+
+def verify(variant_or_path: Variant | str | Path, *, progress: bool = True) -> list[Verification]:
+    """Check files fully: one by its path, or all of a variant (bundled, mirrored, cached, downloaded).
+
+    An empty list means that nothing of the variant is here. Problems are reported, not raised.
+    """
+    if not isinstance(variant_or_path, Variant):
+        return [_verify_file(Path(variant_or_path), progress)]
+    variant = variant_or_path
+    candidates = [_bundled_path(source) for source in variant.sources if source.kind == "package"]
+    mirrored = _mirror_path(variant)
+    if mirrored is not None:
+        candidates.append(mirrored)
+    candidates.append(cached_path(variant))
+    candidates += [_download_path(source) for source in variant.sources if source.kind == "url"]
+    return [_verify_file(path, progress) for path in candidates if path.is_file()]
+
+
+def _verify_file(path: Path, progress: bool) -> Verification:
+    try:
+        record = files.read_record(path)
+        if record is None:
+            files.header_digest(path)
+            digest = files.sha256(path, progress)
+        elif "header_sha256" in record:
+            digest = files.check_full(path, progress)["sha256"]
+        else:  # a reference checkpoint as downloaded
+            digest = _check_download(path, progress)
+    except OSError as error:
+        return Verification(path, None, files.record_path(path).exists(), str(error))
+    return Verification(path, digest, record is not None)
+
+
+# -------------------------------------------------------------------------------------- local sources
+
+
+def _find_provided(variant: Variant) -> Path | None:
+    """Weights from the package or the user; damage is an error, since neither is the cache's to replace."""
+    for source in variant.sources:
+        if source.kind == "package" and _bundled_path(source).is_file():
+            path = _bundled_path(source)
+            files.check_quick(path)
+            _logger.info("%s: weights from the package, %s", variant.name, path)
+            return path
+    mirrored = _mirror_path(variant)
+    if mirrored is None or not mirrored.is_file():
+        return None
+    if files.record_path(mirrored).exists():
+        files.check_quick(mirrored)
+    else:
+        files.header_digest(mirrored)
+    _logger.info("%s: weights from ZOO_WEIGHTS, %s", variant.name, mirrored)
+    return mirrored
+
+
+def _is_cached(variant: Variant, path: Path) -> bool:
+    if not path.is_file():
+        return False
+    files.check_quick(path)
+    _logger.info("%s: weights from the cache, %s", variant.name, path)
+    return True
+
+
+def _bundled_path(source: Source) -> Path:
+    return BUNDLED / source.location
+
+
+def _mirror_path(variant: Variant) -> Path | None:
+    folder = os.environ.get("ZOO_WEIGHTS")
+    return Path(folder).expanduser() / f"{variant.name}.safetensors" if folder else None
+
+
+# ------------------------------------------------------------------------------------- remote sources
+
+
+@dataclass(frozen=True)
+class _HubFile:
+    """A file on the Hugging Face Hub; revision and sha256 are None in a repository that the user named."""
+
+    repo: str
+    filename: str = HUB_FILENAME
+    revision: str | None = None
+    sha256: str | None = None
+
+    def __str__(self) -> str:
+        return f"Hugging Face Hub {self.repo}"
+
+
+@dataclass(frozen=True)
+class _CatalogSource:
+    source: Source
+
+    def __str__(self) -> str:
+        return _KINDS[self.source.kind] + self.source.location
+
+
+_KINDS = {"package": "package file ", "url": "", "gdrive": "Google Drive "}
+
+
+def _remote_sources(variant: Variant) -> list[_HubFile | _CatalogSource]:
+    hub: list[_HubFile | _CatalogSource] = []
+    organization = os.environ.get("ZOO_HUB_ORG")
+    pin = (files.read_json(LOCK_FILE) or {}).get(variant.name)
+    if pin is not None:
+        hub.append(_HubFile(**pin))
+    elif organization:
+        hub.append(_HubFile(f"{organization}/{variant.name}"))
+    return hub + [_CatalogSource(source) for source in variant.sources]
+
+
+def _fetch_from(
+    origin: _HubFile | _CatalogSource, variant: Variant, convert: _Convert, path: Path, progress: bool
+) -> None:
+    """Put the weights into the cache; DownloadError or WeightsUnavailableError if this source has none."""
+    if isinstance(origin, _HubFile):
+        _fetch_from_hub(origin, variant, path, progress)
+        return
+    source = origin.source
+    if source.kind == "url":
+        downloaded, digest = _downloaded(source, progress)
+        _make(path, downloaded, variant, source, digest, convert)
+    elif source.kind == "gdrive":
+        raise WeightsUnavailableError(
+            "only by hand, from https://drive.google.com/file/d/"
+            + source.location
+            + ". Convert it with `zoo convert`."
+        )
+    else:
+        raise WeightsUnavailableError("not in this installation. Install the package again.")
+
+
+def _make(
+    path: Path, downloaded: Path, variant: Variant, source: Source, digest: str, convert: _Convert
+) -> None:
+    """Put a downloaded file into the cache, converted unless it is in the zoo's own layout, and record it."""
+    if source.layout == "zoo":
+        _link(downloaded, path)
+    else:
+        try:
+            checkpoint = read_checkpoint(downloaded)
+        except (CorruptWeightsError, UnsafeCheckpointError):
+            _remove(downloaded)  # the next try shall not find the same file again
+            raise
+        files.save_safetensors(convert(checkpoint), path, {"format": "pt", "variant": variant.name})
+    files.write_record(
+        path, variant=variant.name, kind=source.kind, location=source.location, source_sha256=digest
+    )
+
+
+def _downloaded(source: Source, progress: bool) -> tuple[Path, str]:
+    """The file of a URL, shared by the variants made from it, and its SHA-256, which may never change."""
+    path = _download_path(source)
+    with _lock(path.name):
+        record = files.read_json(files.record_path(path))
+        if record is not None and path.is_file():
+            try:
+                return path, _check_download(path, progress)
+            except CorruptWeightsError as error:
+                _logger.warning("%s. It is downloaded again.", _first_sentence(error))
+        expected = record.get("sha256") if record else None
+        digest = download(source.location, path, expected_sha256=expected, progress=progress)
+        files.write_json(
+            files.record_path(path), {"url": source.location, "sha256": digest, "size": path.stat().st_size}
+        )
+        return path, digest
+
+
+def _download_path(source: Source) -> Path:
+    prefix = hashlib.sha256(source.location.encode()).hexdigest()[:12]
+    name = PurePosixPath(unquote(urlsplit(source.location).path)).name or "download"
+    return cache_dir() / "downloads" / f"{prefix}-{name}"
+
+
+def _check_download(path: Path, progress: bool) -> str:
+    record = files.read_record(path) or {}
+    digest = files.sha256(path, progress)
+    if digest != record.get("sha256"):
+        raise CorruptWeightsError(
+            f"{path} has changed since it was downloaded: its SHA-256 isn't the recorded one. "
+            "Remove it to have it downloaded again."
+        )
+    return digest
+
+
+def _fetch_from_hub(hub: _HubFile, variant: Variant, path: Path, progress: bool) -> None:
+    found = _hub_download(hub)
+    digest = files.sha256(found, progress)
+    seen_path = cache_dir() / "hub" / f"{variant.name}.json"
+    seen = files.read_json(seen_path) or {}
+    expected = hub.sha256 or (seen.get("sha256") if seen.get("repo") == hub.repo else None)
+    if expected is not None and digest != expected:
+        advice = "Don't use it." if hub.sha256 else f"Remove {seen_path} if the change was intended."
+        raise CorruptWeightsError(
+            f"{hub.filename} of {hub.repo} on the Hub isn't the expected file: its SHA-256 is {digest} "
+            f"instead of {expected}. {advice}"
+        )
+    files.header_digest(found)
+    if hub.sha256 is None:
+        files.write_json(seen_path, {"repo": hub.repo, "filename": hub.filename, "sha256": digest})
+    _link(found, path)
+    location = f"{hub.repo}/{hub.filename}" + (f"@{hub.revision}" if hub.revision else "")
+    files.write_record(path, variant=variant.name, kind="hub", location=location, source_sha256=digest)
+
+
+def _hub_download(hub: _HubFile) -> Path:
+    """A file of the Hub in huggingface_hub's own cache, whose retries are spared when there is no network."""
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HTTPError
+
+    known = try_to_load_from_cache(hub.repo, hub.filename, revision=hub.revision)
+    if isinstance(known, str) and (hub.revision or constants.HF_HUB_OFFLINE):
+        return Path(known).resolve()
+    if constants.HF_HUB_OFFLINE:
+        raise WeightsUnavailableError("not in the Hub's cache, and HF_HUB_OFFLINE is set. Unset it.")
+    try:
+        check_reachable(constants.ENDPOINT)
+        return Path(hf_hub_download(hub.repo, hub.filename, revision=hub.revision)).resolve()
+    except DownloadError:
+        if isinstance(known, str):
+            return Path(known).resolve()
+        raise
+    # The last three: what it raises for repositories' names, failed transfers and a full disk.
+    except (HTTPError, EntryNotFoundError, OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise WeightsUnavailableError(f"{type(error).__name__}, {reason}") from error
+
+
+# ------------------------------------------------------------------------------------------- plumbing
+
+
+@contextmanager
+def _lock(name: str) -> Iterator[None]:
+    """Keep other processes from making the same file at the same time."""
+    path = cache_dir() / "locks" / f"{name}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        lock.acquire()
+    except OSError as error:
+        raise WeightsUnavailableError(
+            f"The cache folder {cache_dir()} can't be written ({error.strerror or error}). "
+            "Set ZOO_CACHE to another."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _link(source: Path, path: Path) -> None:
+    """Give a file a second name, so that it takes no more space; a copy where file systems can't do that."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CorruptWeightsError(
+            f"{path} can't be written ({error.strerror or error}). "
+            "Free some space or set ZOO_CACHE to another folder."
+        ) from error
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    files.record_path(path).unlink(missing_ok=True)
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).partition(". ")[0].removesuffix(".")
