@@ -13,6 +13,7 @@ import time
 import types
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -43,7 +44,7 @@ def save_training(path: Path, state: dict[str, Tensor], **options: Any) -> None:
     """What the reference's training code writes: model, optimizer, scaler, argparse.Namespace, epoch."""
     parameters = [torch.nn.Parameter(tensor.clone()) for tensor in state.values()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.95))
-    sum(parameter.square().sum() for parameter in parameters).backward()
+    torch.stack([parameter.square().sum() for parameter in parameters]).sum().backward()
     optimizer.step()
     args = argparse.Namespace(
         model="CroCoNet(enc_depth=12, dec_depth=8)",
@@ -69,9 +70,10 @@ def save_training(path: Path, state: dict[str, Tensor], **options: Any) -> None:
 def foreign_object(**attributes: Any) -> Any:
     """An object of a class whose module won't exist when it is read; to be saved within `with_module`."""
     module = types.ModuleType("zoo_tests_absent_module")
-    module.Meter = type("Meter", (), {"__module__": module.__name__})
+    meter = type("Meter", (), {"__module__": module.__name__})
+    setattr(module, "Meter", meter)  # noqa: B010
     sys.modules[module.__name__] = module
-    instance = module.Meter()
+    instance = meter()
     vars(instance).update(attributes)
     return instance
 
@@ -114,9 +116,7 @@ def tensor_pickle(storage_type: str, key: str, numel: int, offset: int, size: tu
 
     text = b"\x80\x02}X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n(("
     text += b"X\x07\x00\x00\x00storage" + f"c{module}\n{name}\n".encode()
-    text += (
-        b"X" + struct.pack("<I", len(key)) + key.encode() + b"X\x03\x00\x00\x00cpu" + number(numel) + b"tQ"
-    )
+    text += b"X" + struct.pack("<I", len(key)) + key.encode() + b"X\x03\x00\x00\x00cpu" + number(numel) + b"tQ"
     text += number(offset) + numbers(size) + numbers(stride) + b"\x89ccollections\nOrderedDict\n)RtRs."
     return text
 
@@ -227,11 +227,7 @@ class FileServer:
         headers = self.headers(content)
         status, body = 200, content
         start = asked.get("Range", "").removeprefix("bytes=").removesuffix("-")
-        if (
-            self.ranges
-            and start
-            and asked.get("If-Range") in (headers.get("ETag"), headers.get("Last-Modified"))
-        ):
+        if self.ranges and start and asked.get("If-Range") in (headers.get("ETag"), headers.get("Last-Modified")):
             first = int(start)
             status, body = (206, content[first:]) if first < len(content) else (416, b"")
             headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
@@ -244,10 +240,8 @@ class FileServer:
         if handler.command == "HEAD":
             return
         time.sleep(reply.pause)
-        try:
+        with suppress(OSError):  # of a client that gave up
             handler.wfile.write(body if reply.cut is None else body[: reply.cut])
-        except OSError:  # a client that gave up
-            pass
         handler.close_connection = True
 
 

@@ -138,9 +138,7 @@ def test_vissl_checkpoint_with_absent_classes(tmp_path: Path, options: dict[str,
             "base_model": {"model": {"trunk": trunk, "heads": heads}},
             "losses": [0.5, 0.25],
         },
-        "config": foreign_object(
-            steps=[1, 2], best=np.float64(0.75), seen={1, 2}, raw=b"\xff\x00", rng=np.arange(3)
-        ),
+        "config": foreign_object(steps=[1, 2], best=np.float64(0.75), seen={1, 2}, raw=b"\xff\x00", rng=np.arange(3)),
         "phase_idx": 199,
     }
     save_foreign(tmp_path / "m.torch", content, pickle_protocol=protocol, **options)
@@ -149,11 +147,7 @@ def test_vissl_checkpoint_with_absent_classes(tmp_path: Path, options: dict[str,
     assert_same(checkpoint.tensors, expected | {f"heads.{key}": value for key, value in heads.items()})
     config = checkpoint.extra["config"]
     assert config.placeholder_of == "zoo_tests_absent_module.Meter"
-    assert (
-        vars(config)["steps"] == [1, 2]
-        and vars(config)["seen"] == {1, 2}
-        and vars(config)["raw"] == b"\xff\x00"
-    )
+    assert vars(config)["steps"] == [1, 2] and vars(config)["seen"] == {1, 2} and vars(config)["raw"] == b"\xff\x00"
     assert vars(config)["best"] == 0.75 and isinstance(vars(config)["rng"], Placeholder)
     assert checkpoint.extra["phase_idx"] == 199
     assert "zoo_tests_absent_module" not in sys.modules
@@ -188,7 +182,7 @@ def test_views_ties_and_types(tmp_path: Path, options: dict[str, Any]) -> None:
 
 
 def test_zip_tensors_are_mapped_not_copied(tmp_path: Path) -> None:
-    torch.save({"w": torch.zeros(50_000_000, dtype=torch.uint8)}, tmp_path / "c.pth")
+    torch.save({"w": torch.zeros(4_000_000, dtype=torch.uint8)}, tmp_path / "c.pth")
     tensors = read_checkpoint(tmp_path / "c.pth").tensors
     tensors["w"].add_(1)  # private to this process
     assert read_checkpoint(tmp_path / "c.pth").tensors["w"].sum() == 0
@@ -286,7 +280,6 @@ def test_hostile_pickles_run_nothing(tmp_path: Path, name: str, container: str) 
 RAW = {
     "INST": b"(S'touch CANARY'\nios\nsystem\n.",
     "OBJ": b"(cos\nsystem\nS'touch CANARY'\no.",
-    "dotted name": b"\x80\x04\x8c\x05torch\x8c\x0dhub.os.system\x93\x8c\x0ctouch CANARY\x85R.",
     "Python 2 module": b"c__builtin__\neval\n(S'1'\ntR.",
     "call of an instance": b"\x80\x04cargparse\nNamespace\n)R)R.",
     "call of a tensor type": b"\x80\x04ctorch\nFloatStorage\n)R.",
@@ -301,10 +294,8 @@ RAW = {
 def test_hostile_operations(tmp_path: Path, name: str) -> None:
     canary = tmp_path / "canary"
     save_pickle_in_zip(tmp_path / "c.pth", RAW[name].replace(b"CANARY", str(canary).encode()))
-    with pytest.raises((UnsafeCheckpointError, CorruptWeightsError)) as caught:
+    with pytest.raises(UnsafeCheckpointError):
         read_checkpoint(tmp_path / "c.pth")
-    if b"CANARY" not in RAW[name] or len(str(canary)) == len("CANARY"):
-        assert isinstance(caught.value, UnsafeCheckpointError)
     assert not canary.exists()
 
 
@@ -323,9 +314,7 @@ def test_state_of_a_tensor_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_module_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "zoo_tests_canary.py").write_text(
-        f"open({str(tmp_path / 'canary')!r}, 'w')\nclass Meter: pass\n"
-    )
+    (tmp_path / "zoo_tests_canary.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\nclass Meter: pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     state = pickle.dumps({"a": 1}, 2)[2:-1]
     weights = tensor_pickle("torch.FloatStorage", "0", 1, 0, (1,), (1,))[2:-2]  # still open: {"w": tensor
@@ -366,12 +355,19 @@ def test_bombs(tmp_path: Path) -> None:
         archive.writestr("archive/data.pkl", bytes(10_000_000))
     with pytest.raises(CorruptWeightsError, match="compressed"):
         read_checkpoint(path)
+    many = b")" + b"2\x86" * 64  # a tuple of 2^64 leaves
+    deep = b")" + b"\x85" * 200_000
     for pickled in (
         b"\x80\x02}r\xff\xff\xff\x7f.",  # a memo of 2^31 entries
         b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7f.",  # a string of 2^63 bytes
-        b"\x80\x02" + b")" + b"2\x86" * 64 + b"}2s.",  # 2^64 leaves
-        b"\x80\x02)" + b"\x85" * 100_000 + b"}" + b".",  # deep
-        b"\x80\x02}" + b")" + b"2\x86" * 64 + b"K\x01s.",  # as a key, to be hashed
+        b"\x80\x02" + many + b".",
+        b"\x80\x02" + deep + b".",
+        b"\x80\x02}" + many + b"K\x01s.",  # as a key, to be hashed
+        b"\x80\x02}" + deep + b"K\x01s.",
+        b"\x80\x02" + many + b"Q.",
+        b"\x80\x02ctorch\ndevice\n" + many + b"\x85R.",
+        b"\x80\x02ctorch\nSize\n" + deep + b"\x85R.",
+        b"\x80\x02c__builtin__\nset\n" + many + b"\x85R.",
     ):
         save_pickle_in_zip(path, pickled)
         with pytest.raises((CorruptWeightsError, UnsafeCheckpointError)):
@@ -391,7 +387,9 @@ def test_mutated_checkpoints_raise_our_errors_only(tmp_path: Path) -> None:
         for _ in range(400):
             mutated = bytearray(original)
             for _ in range(generator.choice((1, 4, 64))):
-                mutated[generator.randrange(min(len(mutated), 6000))] = generator.randrange(256)
+                # The pickle is in front, the zip's directory at the end.
+                position = generator.randrange(min(len(mutated), 4000))
+                mutated[generator.choice((position, -1 - position))] = generator.randrange(256)
             if generator.random() < 0.2:
                 del mutated[generator.randrange(len(mutated)) :]
             path.write_bytes(mutated)
@@ -401,9 +399,7 @@ def test_mutated_checkpoints_raise_our_errors_only(tmp_path: Path) -> None:
             except (CorruptWeightsError, UnsafeCheckpointError):
                 outcomes["refused"] += 1
     for _ in range(500):  # without the zip's checksum in front, the pickle machine itself
-        pickled = bytearray(
-            pickle.dumps({"a": [1, (2.0, b"x")], "args": argparse.Namespace(a={1}, b=Path("x"))}, 4)
-        )
+        pickled = bytearray(pickle.dumps({"a": [1, (2.0, b"x")], "args": argparse.Namespace(a={1}, b=Path("x"))}, 4))
         for _ in range(generator.choice((1, 3, 20))):
             pickled[generator.randrange(len(pickled))] = generator.randrange(256)
         save_pickle_in_zip(path, bytes(pickled))
@@ -457,17 +453,12 @@ def test_check_state(tmp_path: Path) -> None:
     check_state(state, expected, name="v", path="f.pth")
     headless = {name: tensor for name, tensor in state.items() if name != "head.weight"}
     check_state(headless, expected, name="v", path="f.pth", allow_missing=("head.*",))
-    with pytest.raises(
-        CheckpointMismatchError, match=r"f\.pth is no checkpoint of v: it lacks 1 of 4 .*head\.weight"
-    ):
+    with pytest.raises(CheckpointMismatchError, match=r"f\.pth is no checkpoint of v: it lacks 1 of 4 .*head\.weight"):
         check_state(headless, expected, name="v", path="f.pth")
     large = {
-        name: torch.empty([size if size == 10 else size * 4 // 3 for size in shape])
-        for name, shape in expected.items()
+        name: torch.empty([size if size == 10 else size * 4 // 3 for size in shape]) for name, shape in expected.items()
     }
-    with pytest.raises(
-        CheckpointMismatchError, match=r"width 1024 where 768 .*large checkpoint in place of a base"
-    ):
+    with pytest.raises(CheckpointMismatchError, match=r"width 1024 where 768 .*large checkpoint in place of a base"):
         check_state(large | {"extra": torch.empty(1)}, expected, name="v", path="f.pth")
 
 
@@ -541,9 +532,7 @@ def test_download(server: FileServer, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("validator", ["ETag", "Last-Modified"])
 def test_cut_transfers_are_resumed(server: FileServer, tmp_path: Path, validator: str) -> None:
-    server.headers = lambda content: {
-        validator: '"v1"' if validator == "ETag" else "Sat, 01 Jan 2022 00:00:00 GMT"
-    }
+    server.headers = lambda content: {validator: '"v1"' if validator == "ETag" else "Sat, 01 Jan 2022 00:00:00 GMT"}
     server.faults = [Reply(cut=70_000), Reply(cut=150_000), Reply(cut=0), Reply(cut=0)]
     assert download(server.url + "/f.pth", tmp_path / "f.pth") == SHA
     ranges = [headers.get("Range") for _, _, headers in server.requests]
@@ -667,9 +656,7 @@ def test_fetch_downloads_converts_records(
     assert checkpoint_server.gets("/CroCo.pth") == 1
 
 
-def test_cached_weights_need_no_network(
-    checkpoint_server: FileServer, request: pytest.FixtureRequest
-) -> None:
+def test_cached_weights_need_no_network(checkpoint_server: FileServer, request: pytest.FixtureRequest) -> None:
     variant = variant_of(Source("url", checkpoint_server.url + "/CroCo.pth"))
     path = fetch(variant, convert)
     asked = len(checkpoint_server.requests)
@@ -722,9 +709,7 @@ def test_content_that_does_not_fit_is_an_error(checkpoint_server: FileServer) ->
 
 def test_next_source_is_tried(checkpoint_server: FileServer, caplog: pytest.LogCaptureFixture) -> None:
     url = checkpoint_server.url
-    variant = variant_of(
-        Source("url", url + "/gone.pth"), Source("gdrive", "1abc"), Source("url", url + "/CroCo.pth")
-    )
+    variant = variant_of(Source("url", url + "/gone.pth"), Source("gdrive", "1abc"), Source("url", url + "/CroCo.pth"))
     assert source_of(fetch(variant, convert))["source"]["location"] == url + "/CroCo.pth"
 
 
@@ -847,7 +832,8 @@ from zoo.weights import fetch
 for _ in range({processes} - 1):  # one import of torch for all
     if os.fork() == 0:
         break
-print(fetch(variant_of(Source("url", sys.argv[1])), convert), flush=True)
+path = fetch(variant_of(Source("url", sys.argv[1])), convert)
+os.write(1, f"{{path}}\\n".encode())  # in one piece
 """
 STOP_WHILE_SAVING = """
 from zoo.weights import files
@@ -865,9 +851,7 @@ def start_fetch(url: str, processes: int = 1, setup: str = "") -> subprocess.Pop
     paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     script = FETCH.format(setup=setup, processes=processes)
-    return subprocess.Popen(
-        [sys.executable, "-c", script, url], env=environment, stdout=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen([sys.executable, "-c", script, url], env=environment, stdout=subprocess.PIPE, text=True)
 
 
 def test_processes_share_one_download(checkpoint_server: FileServer) -> None:

@@ -60,7 +60,7 @@ class DPTHead(nn.Module):
     ) -> None:
         super().__init__()
         dd = dict(device=device, dtype=dtype)
-        a, b, c, d = layer_dims
+        a, b, _, d = layer_dims
         resize = (
             [nn.ConvTranspose2d(a, a, 4, stride=4, **dd)],
             [nn.ConvTranspose2d(b, b, 2, stride=2, **dd)],

@@ -35,5 +35,6 @@ def gather_rope(rope: Rope, index: Tensor) -> Rope:
 def apply_rope(x: Tensor, rope: Rope) -> Tensor:
     """Rotate queries or keys x (..., N, head_dim); the angles stay in float32 whatever x is."""
     cos, sin = rope
-    partner = x.unflatten(-1, (2, 2, -1)).flip(-2).flatten(-3)  # each channel's partner in its rotation plane
-    return torch.addcmul(x * cos, partner, sin).to(x.dtype)
+    a, b, c, d = x.chunk(4, dim=-1)  # row halves, column halves
+    partner = torch.cat((b, a, d, c), dim=-1)  # each channel's partner in its rotation plane
+    return (x * cos).addcmul_(partner, sin).to(x.dtype)  # in place: one large allocation less

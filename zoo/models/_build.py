@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from zoo import weights
 from zoo.catalog import VARIANTS, Variant
-from zoo.errors import WeightsUnavailableError
+from zoo.errors import CheckpointMismatchError, WeightsUnavailableError
 from zoo.layers.sincos import SincosPositions
 from zoo.lookup import find_variant
 from zoo.weights import Checkpoint, KeyRules
@@ -74,6 +74,18 @@ class ZooModel(nn.Module):
             if rules.covers(tensors):
                 return rules.to_zoo(tensors, name=str(checkpoint.path))
         return tensors  # no layout fits: load_pretrained's comparison says what is wrong
+
+    def reference_state(self) -> dict[str, Tensor]:
+        """This model's tensors under the names of the reference's checkpoints: the inverse of `convert`.
+
+        Raises CheckpointMismatchError (a ValueError) for a form or a layer that the reference does not have.
+        """
+        for layout, rules in self.layouts.items():
+            if layout.endswith("reference"):
+                return rules.to_reference(self.state_dict())
+        raise CheckpointMismatchError(
+            f"The reference has no checkpoints of {type(self).__name__}; export it under the zoo's own names."
+        )
 
     def load_pretrained(self, checkpoint_path: str | Path) -> None:
         """Load a safetensors file or a reference checkpoint, strictly, from where it lies.

@@ -172,7 +172,8 @@ class CrocoEncoder(Backbone):
     def embed(self, x: Tensor, visible: Tensor | None = None) -> tuple[Tensor, tuple[Rope | None]]:
         x = self.patch_embed(x)  # B, h, w, D
         grid = (x.shape[1], x.shape[2])
-        x = x.flatten(1, 2)
+        # the convolution's memory order (channels before places) would stay with the sum of all blocks
+        x = x.flatten(1, 2).contiguous()
         rope = None
         if self.pos_embed is None:
             rope = rope_table(self.head_dim, *grid, self.rope_base, x.device)
@@ -424,7 +425,7 @@ class PairModel(ZooModel):
         """Tokens of both images and blocks `indices` of image 1; images of equal size go as one batch."""
         if img1.shape == img2.shape:
             tokens, taken = self._encode(torch.cat((img1, img2)), indices=indices)
-            x1, x2 = tokens.chunk(2)
+            x1, x2 = tokens.unflatten(0, (2, -1)).unbind()
             return x1, x2, [y[: len(img1)] for y in taken]
         x1, taken = self._encode(img1, indices=indices)
         return x1, self._encode(img2)[0], taken
@@ -439,7 +440,8 @@ class PairModel(ZooModel):
         if not symmetric:
             return self.decoder(x1, x2, grid1, grid2)[0]
         if grid1 == grid2:
-            y1, y2 = self.decoder(torch.cat((x1, x2)), torch.cat((x2, x1)), grid1, grid2)[0].chunk(2)
+            both, _ = self.decoder(torch.cat((x1, x2)), torch.cat((x2, x1)), grid1, grid2)
+            y1, y2 = both.unflatten(0, (2, -1)).unbind()
             return y1, y2
         return self.decoder(x1, x2, grid1, grid2)[0], self.decoder(x2, x1, grid2, grid1)[0]
 

@@ -5,23 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
-
-from zoo.errors import DataError, ImageError
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """An image file as RGB, uint8 (H, W, 3). Raises ImageError (a ValueError)."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except FileNotFoundError as error:
-        raise ImageError(f"There is no image {path}; check the path.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(
-            f"{path} is not an image that can be read ({error}); give a JPEG, PNG or WebP file."
-        ) from error
+from zoo.errors import DataError
+from zoo.pictures import read_image
 
 
 def list_pairs(root: str | Path) -> list[tuple[Path, Path]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +101,7 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
     if not isinstance(settings, dict):
         raise RecipeError(f"{path} holds no settings; a recipe is a YAML mapping, see zoo/pretrain/recipes.")
     for key, value in (overrides or {}).items():
-        _set(settings, key, value)
+        _set(settings, key, copy.deepcopy(value))  # a nested one may be changed by the next
     settings.setdefault("name", path.stem)
     return _parse(Recipe, settings, str(path))
 

@@ -2,11 +2,10 @@
 
 from zoo.weights.files import save_safetensors
 from zoo.weights.rules import Alias, Drop, KeyRules, Rename, check_state
-from zoo.weights.sources import BUNDLED, cache_dir, cached_path, fetch, source_of, verify
+from zoo.weights.sources import cache_dir, cached_path, fetch, source_of, verify
 from zoo.weights.unpickle import Checkpoint, read_checkpoint
 
 __all__ = [
-    "BUNDLED",
     "Alias",
     "Checkpoint",
     "Drop",

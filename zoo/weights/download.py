@@ -145,9 +145,7 @@ def _transfer_with_retries(url: str, part: Path, progress: bool) -> None:
                 limit = TRIES
             best = max(best, size)
             if failures >= limit:
-                raise DownloadError(
-                    f"{url} can't be downloaded ({error}, tried {failures} times). {_HINT}"
-                ) from error
+                raise DownloadError(f"{url} can't be downloaded ({error}, tried {failures} times). {_HINT}") from error
             delay = min(BACKOFF * 2 ** (failures - 1), MAX_BACKOFF) * random.uniform(0.5, 1.0)
             time.sleep(max(delay, min(error.after or 0.0, MAX_RETRY_AFTER)))
 
@@ -159,17 +157,13 @@ def _transfer(url: str, part: Path, progress: bool) -> None:
     if offset:
         headers |= {"Range": f"bytes={offset}-", "If-Range": validator}
     try:
-        with requests.get(
-            url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT)
-        ) as response:
+        with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT)) as response:
             if response.status_code == 416:  # what is here is no beginning of what is there
                 _discard(part)
                 raise _Retry("the server could not resume")
             _check_response(url, response)
             offset, total = _extent(response, offset)
-            write_json(
-                _state_path(part), {"url": url, "validator": validator if offset else _validator(response)}
-            )
+            write_json(_state_path(part), {"url": url, "validator": validator if offset else _validator(response)})
             with (
                 part.open("r+b" if offset else "wb") as file,
                 tqdm(

@@ -117,9 +117,7 @@ def sha256(path: str | Path, progress: bool = False) -> str:
     hidden = None if progress else True  # tqdm: None means hidden unless on a terminal
     with (
         path.open("rb") as file,
-        tqdm(
-            total=path.stat().st_size, desc=f"checking {path.name}", unit="B", unit_scale=True, disable=hidden
-        ) as bar,
+        tqdm(total=path.stat().st_size, desc=f"checking {path.name}", unit="B", unit_scale=True, disable=hidden) as bar,
     ):
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
@@ -218,9 +216,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise CorruptWeightsError(
-            f"{path} can't be read ({error}). Remove it and the file beside it."
-        ) from error
+        raise CorruptWeightsError(f"{path} can't be read ({error}). Remove it and the file beside it.") from error
     if not isinstance(content, dict):
         raise CorruptWeightsError(f"{path} isn't a record of the zoo. Remove it and the file beside it.")
     return content
@@ -237,9 +233,7 @@ def check_quick(path: Path) -> dict[str, Any]:
     header = header_digest(path)
     size = path.stat().st_size
     if (size, header) != (record.get("size"), record.get("header_sha256")):
-        raise CorruptWeightsError(
-            f"{path} isn't the file that its record describes. Remove it to have it made again."
-        )
+        raise CorruptWeightsError(f"{path} isn't the file that its record describes. Remove it to have it made again.")
     return record
 
 

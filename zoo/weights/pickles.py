@@ -3,15 +3,17 @@
 `pickle.Unpickler` runs methods of what is on its stack even when `find_class` is overridden (`__setstate__`
 of tensors and functions, `__hash__` of keys of any depth), and its memo takes any amount of memory. This
 machine calls the functions that it was handed, which are ours, and nothing else: every other class or
-function becomes a `Reference`, calling one makes a `Placeholder`, and no module is ever imported. Names of code
-that could only be there to be run are refused, so that the user hears about it. Memory stays in proportion to
-the pickle's size.
+function becomes a `Reference`, calling one makes a `Placeholder`, and no module is ever imported. Names of
+code that could only be there to be run are refused, so that the user hears about it. Memory stays in
+proportion to the pickle's size. What was read may be nested or shared to any depth, so nothing here or in
+unpickle.py recurses into it, not even with repr.
 """
 
 from __future__ import annotations
 
 import pickletools
 import struct
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -24,19 +26,39 @@ _MAX_OPCODES = 5_000_000
 # Modules whose functions run code, reach the system or reach into objects; an honest checkpoint names none of
 # them. A module covers its submodules. The list is for the message: nothing that isn't on it is run either.
 _DANGEROUS_MODULES = frozenset(
-    ["os", "posix", "nt", "posixpath", "ntpath", "subprocess", "_posixsubprocess", "sys", "shutil", "socket", "_socket", "ssl", "signal", "importlib", "imp", "_frozen_importlib", "_imp", "zipimport", "pkgutil", "runpy", "pty", "ctypes", "_ctypes", "cffi", "mmap", "webbrowser", "operator", "_operator", "code", "codeop", "pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "inspect", "gc", "atexit", "pdb", "bdb", "trace", "timeit", "profile", "cProfile", "pydoc", "doctest", "asyncio", "multiprocessing.util", "concurrent", "http", "urllib", "urllib2", "requests", "httpx", "httpx2", "aiohttp", "smtplib", "ftplib", "telnetlib", "xmlrpc", "site", "venv", "ensurepip", "pip", "setuptools", "distutils", "platform", "commands", "popen2", "tempfile", "linecache", "io", "_io", "fileinput", "glob", "test", "idlelib", "lib2to3", "IPython", "torch.hub", "torch.jit", "torch.package", "torch.serialization", "torch.utils.cpp_extension", "torch.utils.collect_env", "torch._dynamo", "torch._inductor", "torch.fx", "torch.distributed.rpc", "torch.ops", "numpy.testing", "numpy.f2py", "numpy.distutils", "numpy.ctypeslib"]
+    """
+    os posix nt posixpath ntpath subprocess _posixsubprocess sys shutil socket _socket importlib imp
+    _frozen_importlib _imp zipimport pkgutil runpy pty ctypes _ctypes cffi mmap webbrowser operator _operator
+    code codeop pickle _pickle cPickle dill cloudpickle joblib marshal shelve inspect atexit pdb bdb timeit
+    profile cProfile pydoc doctest asyncio multiprocessing.util http urllib urllib2 requests httpx httpx2
+    aiohttp smtplib ftplib telnetlib xmlrpc ensurepip pip platform popen2 linecache idlelib lib2to3 IPython
+    torch.hub torch.jit torch.package torch.serialization torch.utils.cpp_extension torch.utils.collect_env
+    torch._dynamo torch._inductor torch.distributed.rpc torch.ops numpy.testing numpy.f2py numpy.distutils
+    numpy.ctypeslib
+    """.split()  # noqa: SIM905 - one name a line would fill two pages
 )
 _DANGEROUS_NAMES = frozenset(
-    ["types.CodeType", "types.FunctionType", "types.LambdaType", "types.MethodType", "types.BuiltinFunctionType", "types.ModuleType", "types.DynamicClassAttribute", "logging.config.dictConfig", "logging.config.listen", "functools.reduce", "torch.load", "torch.save", "numpy.load", "numpy.save", "numpy.fromfile", "numpy.memmap", "pandas.read_pickle"]
+    """
+    types.CodeType types.FunctionType types.LambdaType types.MethodType types.BuiltinFunctionType
+    types.ModuleType logging.config.dictConfig logging.config.listen functools.reduce io.open io.FileIO
+    io.open_code _io.open _io.FileIO _io.open_code tempfile.mkstemp torch.load torch.save numpy.load numpy.save
+    numpy.fromfile numpy.memmap pandas.read_pickle
+    """.split()  # noqa: SIM905 - one name a line would fill two pages
 )
 # Everything else in builtins is a function, and none of them belongs into a checkpoint.
 _PLAIN_BUILTINS = frozenset(
-    ["bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "range", "set", "slice", "str", "tuple", "type", "NoneType", "Ellipsis", "NotImplemented", "unicode", "long"]
+    """
+    bool bytearray bytes complex dict float frozenset int list object range set slice str tuple type
+    NoneType Ellipsis NotImplemented
+    """.split()  # noqa: SIM905 - one name a line would fill two pages
 )
 
 # Opcodes whose decoded argument is the value itself.
 _LITERALS = frozenset(
-    ["INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"]
+    """
+    INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE
+    SHORT_BINUNICODE BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8
+    """.split()  # noqa: SIM905 - one name a line would fill two pages
 )
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
@@ -97,12 +119,20 @@ def read_pickle(
     machine = _Machine(file, functions, values, persistent)
     try:
         return machine.run(stream)
-    except (IndexError, KeyError, TypeError, ValueError, OverflowError, struct.error) as error:
-        if isinstance(error, UnsafeCheckpointError):  # a ValueError too
-            raise
+    except UnsafeCheckpointError:  # a ValueError too
+        raise
+    # RuntimeError: torch's, about a tensor where none belongs.
+    except (
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        RuntimeError,
+        struct.error,
+    ) as error:
         raise CorruptWeightsError(
-            f"{file} is damaged: its pickle can't be decoded ({type(error).__name__}: {error}). "
-            "Get the file again."
+            f"{file} is damaged: its pickle can't be decoded ({type(error).__name__}: {error}). Get the file again."
         ) from error
 
 
@@ -215,8 +245,7 @@ class _Machine:
                 keywords, args, callee = stack.pop(), stack.pop(), stack.pop()
                 made = self.call(callee, args)
                 self.push(made)
-                if keywords:
-                    self.build(made, keywords)
+                self.build(made, keywords)
             case "INST":
                 module, _, name = arg.partition(" ")
                 args = tuple(self.pop_mark())
@@ -267,13 +296,14 @@ class _Machine:
     def resolve(self, module: Any, name: Any) -> Any:
         if not isinstance(module, str) or not isinstance(name, str):
             raise TypeError("a global whose name is no text")
-        full = f"{_PYTHON_2_MODULES.get(module, module)}.{name}"
+        # Protocols up to 2, torch's default among them, write many names as Python 2 had them.
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        full = f"{module}.{name}"
         if full in self.values:
             return self.values[full]
         if full not in self.functions and _is_dangerous(full):
             raise UnsafeCheckpointError(
-                f"{self.file} tries to run code: its pickle names {full}. "
-                "Nothing was run; don't use this file."
+                f"{self.file} tries to run code: its pickle names {full}. Nothing was run; don't use this file."
             )
         return Reference(full)
 
@@ -291,16 +321,11 @@ class _Machine:
     def build(self, target: Any, state: Any) -> None:
         if isinstance(target, Placeholder):
             target.restore(state)
-        elif not isinstance(
-            target, dict
-        ):  # an OrderedDict's attributes (_metadata of a state dict) aren't needed
+        elif not isinstance(target, dict):  # an OrderedDict's attributes (_metadata of a state dict) aren't needed
             raise UnsafeCheckpointError(
                 f"{self.file} tries to run code: its pickle sets the state of {_describe(target)}. "
                 "Nothing was run; don't use this file."
             )
-
-
-_PYTHON_2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg", "exceptions": "builtins"}
 
 
 def _is_dangerous(full: str) -> bool:
@@ -321,10 +346,6 @@ def _describe(value: Any) -> str:
 def _key(value: Any) -> Any:
     """`value`, if it is quick to hash: nested tuples can be built that take forever."""
     scalars = (str, int, float, complex, bytes, type(None), Reference, Placeholder)
-    if (
-        isinstance(value, scalars)
-        or (isinstance(value, tuple)
-        and all(isinstance(item, scalars) for item in value))
-    ):
+    if isinstance(value, scalars) or (isinstance(value, tuple) and all(isinstance(item, scalars) for item in value)):
         return value
     raise TypeError(f"a key of type {type(value).__name__}")

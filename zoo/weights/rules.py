@@ -61,13 +61,7 @@ class KeyRules:
 
     def __init__(self, *rules: Rename | Drop | Alias) -> None:
         for rule in rules:
-            other = (
-                rule.ours
-                if isinstance(rule, Rename)
-                else rule.same_as
-                if isinstance(rule, Alias)
-                else rule.theirs
-            )
+            other = rule.ours if isinstance(rule, Rename) else rule.same_as if isinstance(rule, Alias) else rule.theirs
             if rule.theirs.count("*") != other.count("*"):
                 raise ValueError(f"{rule} has a different number of wildcards on its two sides")
         self.rules = rules
@@ -96,9 +90,7 @@ class KeyRules:
             else:
                 ours = _fill(rule.ours, parts)
                 if ours in renamed or self.reference_name(ours) != theirs:
-                    raise ValueError(
-                        f"The rules of {name} are ambiguous: {theirs} -> {ours} has no unique inverse"
-                    )
+                    raise ValueError(f"The rules of {name} are ambiguous: {theirs} -> {ours} has no unique inverse")
                 renamed[ours] = tensor
         if unknown:
             raise CheckpointMismatchError(
@@ -159,9 +151,7 @@ def check_state(
     Raises CheckpointMismatchError with counts, up to 3 examples of each kind, and what the file looks like.
     """
     allowed = tuple(allow_missing)
-    missing = [
-        key for key in expected if key not in state and not any(_match(a, key) is not None for a in allowed)
-    ]
+    missing = [key for key in expected if key not in state and not any(_match(a, key) is not None for a in allowed)]
     unexpected = [key for key in state if key not in expected]
     reshaped = {
         key: (tuple(state[key].shape), tuple(shape))
@@ -174,9 +164,7 @@ def check_state(
     if unexpected:
         problems.append(f"has {len(unexpected)} unexpected ones ({_examples(unexpected)})")
     if reshaped:
-        shown = [
-            f"{key}: {list(got)} where {list(want)} is expected" for key, (got, want) in reshaped.items()
-        ]
+        shown = [f"{key}: {list(got)} where {list(want)} is expected" for key, (got, want) in reshaped.items()]
         problems.append(f"has {len(reshaped)} of other shapes ({_examples(shown)})")
     if problems:
         *first, last = problems
@@ -193,11 +181,7 @@ _SIZES = {384: "small", 768: "base", 1024: "large", 1280: "huge"}  # the field's
 def _guess(reshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> str:
     """What a checkpoint looks like whose shapes all differ by one factor, as those of another size do."""
     pairs = Counter(
-        (a, b)
-        for got, want in reshaped.values()
-        if len(got) == len(want)
-        for a, b in zip(got, want)
-        if a != b
+        (a, b) for got, want in reshaped.values() if len(got) == len(want) for a, b in zip(got, want) if a != b
     )
     if not pairs or any(len(got) != len(want) for got, want in reshaped.values()):
         return ""

@@ -89,7 +89,7 @@ def fetch(variant: Variant, convert: _Convert, *, progress: bool = True) -> Path
                 _logger.info("%s: weights from %s, now in %s", variant.name, source, path)
                 return path
     raise WeightsUnavailableError(
-        f"The weights of {variant.name} could not be had from any source ({'; '.join(tried)}). "
+        f"The weights of {variant.name} could not be had from any source ({'; '.join(tried) or 'it has none'}). "
         f"Connect to the network, name a folder with {variant.name}.safetensors in ZOO_WEIGHTS, convert a "
         "checkpoint that you have with `zoo convert`, or use pretrained=False."
     )
@@ -241,17 +241,13 @@ def _fetch_from(
         _make(path, downloaded, variant, source, digest, convert)
     elif source.kind == "gdrive":
         raise WeightsUnavailableError(
-            "only by hand, from https://drive.google.com/file/d/"
-            + source.location
-            + ". Convert it with `zoo convert`."
+            "only by hand, from https://drive.google.com/file/d/" + source.location + ". Convert it with `zoo convert`."
         )
     else:
         raise WeightsUnavailableError("not in this installation. Install the package again.")
 
 
-def _make(
-    path: Path, downloaded: Path, variant: Variant, source: Source, digest: str, convert: _Convert
-) -> None:
+def _make(path: Path, downloaded: Path, variant: Variant, source: Source, digest: str, convert: _Convert) -> None:
     """Put a downloaded file into the cache, converted unless it is in the zoo's own layout, and record it."""
     if source.layout == "zoo":
         _link(downloaded, path)
@@ -262,9 +258,7 @@ def _make(
             _remove(downloaded)  # the next try shall not find the same file again
             raise
         files.save_safetensors(convert(checkpoint), path, {"format": "pt", "variant": variant.name})
-    files.write_record(
-        path, variant=variant.name, kind=source.kind, location=source.location, source_sha256=digest
-    )
+    files.write_record(path, variant=variant.name, kind=source.kind, location=source.location, source_sha256=digest)
 
 
 def _downloaded(source: Source, progress: bool) -> tuple[Path, str]:
@@ -358,8 +352,7 @@ def _lock(name: str) -> Iterator[None]:
         lock.acquire()
     except OSError as error:
         raise WeightsUnavailableError(
-            f"The cache folder {cache_dir()} can't be written ({error.strerror or error}). "
-            "Set ZOO_CACHE to another."
+            f"The cache folder {cache_dir()} can't be written ({error.strerror or error}). Set ZOO_CACHE to another."
         ) from error
     try:
         yield
@@ -380,8 +373,7 @@ def _link(source: Path, path: Path) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise CorruptWeightsError(
-            f"{path} can't be written ({error.strerror or error}). "
-            "Free some space or set ZOO_CACHE to another folder."
+            f"{path} can't be written ({error.strerror or error}). Free some space or set ZOO_CACHE to another folder."
         ) from error
 
 

@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ _LEGACY_PROTOCOL = 1001
 _MAX_BROADCAST = 1 << 20
 
 _ALIGNMENT = 16  # bytes of the widest element
+_MAX_DIMENSIONS = 64  # torch's own limit
 
 
 @dataclass
@@ -65,9 +67,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     except FileNotFoundError as error:
         raise WeightsUnavailableError(f"There is no checkpoint {path}. Check the path.") from error
     except (OSError, ValueError) as error:  # ValueError: an empty file can't be mapped
-        raise CorruptWeightsError(
-            f"{path} can't be read ({error}). Check that it is a checkpoint file."
-        ) from error
+        raise CorruptWeightsError(f"{path} can't be read ({error}). Check that it is a checkpoint file.") from error
 
     head = mapped[:64]
     if head.startswith(_ZIP_MAGIC):
@@ -99,7 +99,7 @@ def find_state_dict(data: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises LookupError that says what there was if no tensors are found.
     """
     if not isinstance(data, dict):
-        raise LookupError(f"its content is {data!r:.60}, not a dictionary")
+        raise LookupError(f"its content is of type {type(data).__name__}, not a dictionary")
     if isinstance(data.get("classy_state_dict"), dict):  # VISSL
         branches = data["classy_state_dict"]
         for key in ("base_model", "model"):
@@ -127,9 +127,7 @@ def find_state_dict(data: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _split(entries: dict[Any, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors = {
-        key: value for key, value in entries.items() if isinstance(key, str) and isinstance(value, Tensor)
-    }
+    tensors = {key: value for key, value in entries.items() if isinstance(key, str) and isinstance(value, Tensor)}
     return tensors, {str(key): value for key, value in entries.items() if key not in tensors}
 
 
@@ -140,13 +138,9 @@ def _read_safetensors(path: Path) -> Checkpoint:
     header_digest(path)  # says what is wrong with a damaged header
     try:
         with safe_open(path, framework="pt") as file:
-            return Checkpoint(
-                {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {}), path
-            )
+            return Checkpoint({key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {}), path)
     except (SafetensorError, OSError) as error:
-        raise CorruptWeightsError(
-            f"{path} can't be read as safetensors ({error}). Get the file again."
-        ) from error
+        raise CorruptWeightsError(f"{path} can't be read as safetensors ({error}). Get the file again.") from error
 
 
 def _read_zip(path: Path, mapped: mmap.mmap) -> Any:
@@ -154,8 +148,7 @@ def _read_zip(path: Path, mapped: mmap.mmap) -> Any:
     pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise CorruptWeightsError(
-            f"{path} is a zip file but not a torch checkpoint: it has no data.pkl. "
-            "Check that it is the right file."
+            f"{path} is a zip file but not a torch checkpoint: it has no data.pkl. Check that it is the right file."
         )
     root = pickles[0].removesuffix("data.pkl")
     if root + "constants.pkl" in members:
@@ -188,10 +181,7 @@ def _zip_members(path: Path, mapped: mmap.mmap) -> dict[str, tuple[int, int]]:
             for info in archive.infolist():
                 if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
                     raise ValueError(f"{info.filename} is compressed, which torch.save never does")
-                if (
-                    info.header_offset < 0
-                    or mapped[info.header_offset : info.header_offset + 4] != _ZIP_MAGIC
-                ):
+                if info.header_offset < 0 or mapped[info.header_offset : info.header_offset + 4] != _ZIP_MAGIC:
                     raise ValueError(f"{info.filename} has no header")
                 name_size, extra_size = struct.unpack_from("<HH", mapped, info.header_offset + 26)
                 start = info.header_offset + 30 + name_size + extra_size
@@ -207,7 +197,7 @@ def _zip_members(path: Path, mapped: mmap.mmap) -> dict[str, tuple[int, int]]:
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError, struct.error) as error:
         raise CorruptWeightsError(f"{path} is damaged: {error}. Get the file again.") from error
     spans = sorted(members.values())
-    if any(end > following for (_, end), (following, _) in zip(spans, spans[1:])):
+    if any(end > following for (_, end), (following, _) in pairwise(spans)):
         raise CorruptWeightsError(f"{path} is damaged: its entries overlap. Get the file again.")
     return members
 
@@ -233,7 +223,8 @@ def _read_legacy(path: Path, mapped: mmap.mmap) -> Any:
         return _Storage(storages[key], dtype)
 
     stream = _Window(mapped, len(mapped))
-    if _read_object(path, stream, persistent) != _LEGACY_MAGIC:
+    magic = _read_object(path, stream, persistent)
+    if not isinstance(magic, int) or magic != _LEGACY_MAGIC:
         raise CorruptWeightsError(
             f"{path} is a pickle but not a torch checkpoint. Load it where it was made and save its tensors "
             "with torch.save."
@@ -243,9 +234,9 @@ def _read_legacy(path: Path, mapped: mmap.mmap) -> Any:
     data = _read_object(path, stream, persistent)
     keys = _read_object(path, stream, persistent)
     try:
-        if protocol != _LEGACY_PROTOCOL or not machine["little_endian"]:
+        if protocol != _LEGACY_PROTOCOL or machine["little_endian"] is not True:
             raise ValueError("its protocol isn't known here")
-        if sorted(keys) != sorted(storages):
+        if not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(storages):
             raise ValueError("the list of its storages is wrong")
         position = mapped.tell()
         for key in keys:
@@ -255,23 +246,18 @@ def _read_legacy(path: Path, mapped: mmap.mmap) -> Any:
                 raise ValueError("it ends early")
             storages[key].copy_(_view(mapped, start, end), False)
             position = end
-    except (ValueError, TypeError, KeyError, struct.error) as error:
+    except (ValueError, TypeError, LookupError, RuntimeError, struct.error) as error:
         raise CorruptWeightsError(f"{path} is damaged: {error}. Get the file again.") from error
     return data
 
 
 def _storage_id(pid: Any, fields: int) -> tuple[str, torch.dtype, int]:
     """Key, element type and number of elements of a storage, from what stands for it in the pickle."""
-    if not isinstance(pid, tuple) or len(pid) != fields or pid[0] != "storage" or any(pid[5:]):
-        raise ValueError(f"a persistent id that torch.save doesn't write: {pid!r:.60}")
-    _, dtype, key, _, numel = pid[:5]
-    if (
-        not isinstance(dtype, torch.dtype)
-        or not isinstance(key, str)
-        or not isinstance(numel, int)
-        or numel < 0
-    ):
-        raise ValueError(f"a persistent id that torch.save doesn't write: {pid!r:.60}")
+    if not isinstance(pid, tuple) or len(pid) != fields or any(part is not None for part in pid[5:]):
+        raise ValueError("a persistent id that torch.save doesn't write")
+    kind, dtype, key, _, numel = pid[:5]
+    if [type(part) for part in (kind, dtype, key, numel)] != [str, torch.dtype, str, int] or numel < 0:
+        raise ValueError("a persistent id that torch.save doesn't write")
     return key, dtype, numel
 
 
@@ -315,9 +301,7 @@ class _Storage:
     dtype: torch.dtype
 
 
-def _tensor(
-    storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype, metadata: Any = None
-) -> Tensor:
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype, metadata: Any = None) -> Tensor:
     """A strided view of a storage that is known to lie within: `Tensor.set_` would enlarge the storage."""
     if (
         not isinstance(storage, _Storage)
@@ -326,24 +310,19 @@ def _tensor(
     ):
         raise TypeError("a tensor that isn't made from storage, size and stride")
     numbers = (offset, *size, *stride)
-    if len(size) != len(stride) or any(
+    if not len(size) == len(stride) <= _MAX_DIMENSIONS or any(
         type(number) is not int or not 0 <= number < 1 << 60 for number in numbers
     ):
-        raise ValueError(f"a tensor of size {size!r:.60}, stride {stride!r:.60}")
-    if not isinstance(dtype, torch.dtype) or metadata:
+        raise ValueError("a tensor of an impossible size")
+    if not isinstance(dtype, torch.dtype) or (metadata is not None and metadata != {}):
         raise ValueError("a tensor with a lazy conjugate or sign")
     stored = storage.untyped.nbytes() // dtype.itemsize
     numel = math.prod(size)
     last = offset + sum((extent - 1) * step for extent, step in zip(size, stride))
     if numel and (last >= stored or numel > max(stored, _MAX_BROADCAST)):
         raise ValueError(f"a tensor of size {tuple(size)} in a storage of {stored} elements")
-    try:
-        # An empty tensor's offset and strides may be anything.
-        return torch.empty(0, dtype=dtype).set_(
-            storage.untyped, offset if numel else 0, tuple(size), tuple(stride)
-        )
-    except RuntimeError as error:
-        raise ValueError(str(error)) from error
+    # An empty tensor's offset and strides may be anything.
+    return torch.empty(0, dtype=dtype).set_(storage.untyped, offset if numel else 0, tuple(size), tuple(stride))
 
 
 def _tensor_v1(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
@@ -378,7 +357,7 @@ def _numpy_scalar(dtype: Any, raw: Any) -> int | float | bool | complex:
     """A numpy number as a Python one; `dtype` is the placeholder of numpy.dtype("f8", False, True)."""
     code = dtype.placeholder_args[0]
     if code not in ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"):
-        raise ValueError(f"a numpy number of type {code!r:.20}")
+        raise ValueError("a numpy number of an unknown type")
     if isinstance(dtype.placeholder_state, tuple) and dtype.placeholder_state[1:2] == (">",):
         code = ">" + code
     (number,) = np.frombuffer(raw, dtype=code).tolist()
@@ -393,7 +372,7 @@ def _encode(text: Any, encoding: Any) -> bytes:
 
 
 def _bytearray(content: Any = b"", encoding: Any = None) -> bytearray:
-    return bytearray(_encode(content, encoding) if encoding else memoryview(content))
+    return bytearray(_encode(content, encoding) if encoding is not None else memoryview(content))
 
 
 def _mapping(entries: Any = ()) -> dict[Any, Any]:
@@ -403,9 +382,7 @@ def _mapping(entries: Any = ()) -> dict[Any, Any]:
 
 def _elements(entries: Any = ()) -> set[Any]:
     return {
-        entry
-        for entry in entries
-        if isinstance(entry, (str, int, float, bytes, type(None), Placeholder, Reference))
+        entry for entry in entries if isinstance(entry, (str, int, float, bytes, type(None), Placeholder, Reference))
     }
 
 
@@ -420,8 +397,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **_REBUILDERS,
     "torch._tensor._rebuild_from_type": _tensor_of_subclass,
     "torch._tensor._rebuild_from_type_v2": _tensor_of_subclass,
-    "torch.Size": lambda size=(): tuple(size),
-    "torch.device": lambda *parts: ":".join(str(part) for part in parts),
+    "torch.Size": lambda size: size,
+    "torch.device": lambda kind, *index: kind + "".join(f":{number:d}" for number in index),
     "collections.OrderedDict": _mapping,
     "collections.defaultdict": lambda *_factory: {},
     "builtins.set": _elements,
@@ -450,11 +427,7 @@ _STORAGE_TYPES = {
     "UntypedStorage": torch.uint8,
 }
 _VALUES: dict[str, Any] = {
-    **{
-        f"{module}.{name}": dtype
-        for module in ("torch", "torch.cuda")
-        for name, dtype in _STORAGE_TYPES.items()
-    },
+    **{f"{module}.{name}": dtype for module in ("torch", "torch.cuda") for name, dtype in _STORAGE_TYPES.items()},
     "torch.storage.UntypedStorage": torch.uint8,
     **{f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)},
 }

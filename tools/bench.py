@@ -1,0 +1,215 @@
+"""Speed and memory of the zoo against timm and against plain versions, as ratios within one run.
+
+    python tools/bench.py                      # everything, a table
+    python tools/bench.py --only encoder pair  # some of it
+    python tools/bench.py --json bench.json
+
+Compared runs alternate, and a ratio is the median of the pairs' ratios, so that a machine that is busy for a
+while disturbs both sides alike. All in float32 on two threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import timm
+import torch
+from rich.console import Console
+from rich.table import Table
+from timm.layers import set_fused_attn
+from torch.utils.flop_counter import FlopCounterMode
+
+import zoo  # noqa: F401  (registers the models)
+from zoo.layers.masking import random_mask
+from zoo.weights import save_safetensors
+
+THREADS = 2
+BATCH = 4
+VIT = "vit_base_patch16_224"
+
+
+def gflop(run: Callable[[], object]) -> float:
+    """Billions of floating point operations of one call, by torch's counter."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() / 1e9
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def compare(ours: Callable[[], object], theirs: Callable[[], object], repeats: int) -> dict[str, float]:
+    """Median times of both, run in turns, and the median of their ratios."""
+    ours(), theirs()  # warm up
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(repeats)]
+    return dict(
+        seconds=median(a for a, _ in pairs),
+        reference_seconds=median(b for _, b in pairs),
+        ratio=median(a / b for a, b in pairs),
+    )
+
+
+def bench_encoder(repeats: int) -> dict[str, Any]:
+    """crocov2_base's forward against timm's ViT-B/16 forward_features: at most 1.05 of its time."""
+    encoder, vit = timm.create_model("crocov2_base_patch16_224").eval(), timm.create_model(VIT).eval()
+    x = torch.randn(BATCH, 3, 224, 224)
+    with torch.inference_mode():
+        result = compare(lambda: encoder.forward_features(x), lambda: vit.forward_features(x), repeats)
+    return result | dict(images_per_second=BATCH / result["seconds"], bar="ratio <= 1.05", holds=result["ratio"] <= 1.05)
+
+
+def bench_pair(repeats: int) -> dict[str, Any]:
+    """Binocular v2 base/base forward: at least 0.9 of the GFLOP/s that timm's ViT-B/16 reaches."""
+    pair, vit = timm.create_model("crocov2_base_patch16_224_dec768d12").eval(), timm.create_model(VIT).eval()
+    x, y = torch.randn(2, BATCH, 3, 224, 224)
+    with torch.inference_mode():
+        work, vit_work = gflop(lambda: pair(x, y)), gflop(lambda: vit.forward_features(x))
+        result = compare(lambda: pair(x, y), lambda: vit.forward_features(x), repeats)
+    ratio = work / vit_work / result.pop("ratio")
+    return result | dict(
+        gflop=work,
+        gflop_per_second=work / result["seconds"],
+        reference_gflop_per_second=vit_work / result["reference_seconds"],
+        gflop_per_second_ratio=ratio,
+        bar="gflop_per_second_ratio >= 0.9",
+        holds=ratio >= 0.9,
+    )
+
+
+def bench_step(repeats: int) -> dict[str, Any]:
+    """A pretraining step (forward + backward), v2 base/base: at most 1034 GFLOP; time against unfused attention."""
+    name = "crocov2_base_patch16_224_dec768d12"
+    fused = timm.create_model(name)
+    set_fused_attn(False)
+    plain = timm.create_model(name)
+    set_fused_attn(True)
+    x, y = torch.randn(2, BATCH, 3, 224, 224)
+    mask = random_mask(BATCH, 196, 0.9, torch.Generator().manual_seed(0))
+
+    def step(model: torch.nn.Module) -> None:
+        model.zero_grad(set_to_none=True)
+        model.completion_loss(x, y, mask, 176).backward()
+
+    work, plain_work = gflop(lambda: step(fused)), gflop(lambda: step(plain))
+    result = compare(lambda: step(fused), lambda: step(plain), max(2, repeats // 3))
+    return result | dict(
+        gflop=work,
+        unfused_gflop=plain_work,
+        images_per_second=BATCH / result["seconds"],
+        unfused_images_per_second=BATCH / result["reference_seconds"],
+        bar="gflop <= 1034",
+        holds=work <= 1034,
+    )
+
+
+def bench_cold_start(repeats: int) -> dict[str, Any]:
+    """create_model(large pair, pretrained=True) from a cached file, after `import zoo`: at most 0.8 s and 1.15 of
+    the file's size in new resident memory, the first forward included in a second figure."""
+    name = "crocov2_large_patch16_224_dec768d12"
+    program = textwrap.dedent(f"""
+        import json, sys, time
+        import timm, zoo, torch
+        def resident():
+            return int(open("/proc/self/statm").read().split()[1]) * 4096
+        before, start = resident(), time.perf_counter()
+        model = timm.create_model({name!r}, pretrained=True).eval()
+        created, memory = time.perf_counter() - start, resident() - before
+        x = torch.randn(1, 3, 224, 224)
+        with torch.inference_mode():
+            model(x, x)
+        print(json.dumps(dict(seconds=created, new_bytes=memory, new_bytes_after_forward=resident() - before,
+                              seconds_with_first_forward=time.perf_counter() - start)))
+    """)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.habitat_real.safetensors"
+        state = timm.create_model(name, device="meta").state_dict()
+        save_safetensors({key: torch.zeros(value.shape) for key, value in state.items()}, path, {})
+        size = path.stat().st_size
+        rows = [_run_python(program, ZOO_WEIGHTS=folder) for _ in range(max(3, repeats // 3))]
+    result = {key: median(row[key] for row in rows) for key in rows[0]}
+    holds = result["seconds"] <= 0.8 and result["new_bytes"] <= 1.15 * size
+    return result | dict(
+        file_bytes=size,
+        new_bytes_per_file=result["new_bytes"] / size,
+        new_bytes_per_file_after_forward=result["new_bytes_after_forward"] / size,
+        bar="seconds <= 0.8, new_bytes_per_file <= 1.15",
+        holds=holds,
+    )
+
+
+def bench_import(repeats: int) -> dict[str, Any]:
+    """`import zoo, timm` (so that the models are registered) against `import timm` alone: at most 1.1."""
+    program = "import json, time; t = time.perf_counter(); import {}; print(json.dumps(dict(s=time.perf_counter() - t)))"
+    pairs = [
+        (_run_python(program.format("zoo, timm"))["s"], _run_python(program.format("timm"))["s"])
+        for _ in range(max(3, repeats))
+    ]
+    ratio = median(a / b for a, b in pairs)
+    return dict(
+        seconds=median(a for a, _ in pairs),
+        reference_seconds=median(b for _, b in pairs),
+        ratio=ratio,
+        zoo_alone_seconds=median(_run_python(program.format("zoo"))["s"] for _ in range(3)),
+        bar="ratio <= 1.1",
+        holds=ratio <= 1.1,
+    )
+
+
+def _run_python(program: str, **environment: str) -> dict[str, float]:
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | environment, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+BENCHES: dict[str, Callable[[int], dict[str, Any]]] = {
+    "encoder": bench_encoder,
+    "pair": bench_pair,
+    "step": bench_step,
+    "cold_start": bench_cold_start,
+    "import": bench_import,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(BENCHES), default=list(BENCHES), help="which to run")
+    parser.add_argument("--repeats", type=int, default=9, help="pairs of runs that a median is taken of")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    args = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    results: dict[str, Any] = {}
+    for name in args.only:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        results[name] = BENCHES[name](args.repeats)
+    table = Table("bench", "figure", "value", "bar", "holds")
+    for name, result in results.items():
+        for key, value in result.items():
+            if key not in ("bar", "holds"):
+                measured = key == result["bar"].split()[0]
+                table.add_row(name, key, f"{value:,.4g}", result["bar"] if measured else "", "yes" if measured and result["holds"] else "no" if measured else "")
+    Console().print(table)
+    if args.json:
+        about = dict(machine=platform.machine(), threads=THREADS, torch=torch.__version__, timm=timm.__version__)
+        args.json.write_text(json.dumps(about | {"results": results}, indent=1) + "\n", encoding="utf-8")
+    sys.exit(0 if all(result["holds"] for result in results.values()) else 1)
+
+
+if __name__ == "__main__":
+    main()

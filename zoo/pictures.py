@@ -1,0 +1,215 @@
+"""Photos in, pictures out: what `zoo complete`, the demo and notebooks share.
+
+matplotlib is imported only where something is drawn: reading and preparing photos does not need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from timm.data import create_transform, resolve_data_config
+from torch import Tensor, nn
+
+from zoo.errors import ImageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HIDDEN_COLOR = (0.88, 0.88, 0.90)
+CORRECT_COLOR, WRONG_COLOR = "#00d68f", "#ff3b30"
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """An image file as RGB, uint8 (H, W, 3). Raises ImageError (a ValueError)."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError as error:
+        raise ImageError(f"There is no image {path}; check the path.") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageError(
+            f"{path} is not an image that can be read ({error}); give a JPEG, PNG or WebP file."
+        ) from error
+
+
+def to_input(image: str | Path | np.ndarray, model: nn.Module, size: tuple[int, int] | None = None) -> Tensor:
+    """A photo as the input of `model`, (1, 3, H, W): resized, center-cropped and normalized as timm evaluates.
+
+    image: a file, or uint8 (h, w, 3). size: height and width, by default those of the model's weights.
+    Raises ImageError (a ValueError) for a file that can't be read and for a size that patches don't fill.
+    """
+    config = resolve_data_config(model=model)
+    if size is not None:
+        check_size(model, size)
+        config["input_size"] = (3, *size)
+    array = image if isinstance(image, np.ndarray) else read_image(image)
+    return create_transform(**config)(Image.fromarray(array)).unsqueeze(0)
+
+
+def check_size(model: Any, size: tuple[int, int]) -> None:
+    """Raise ImageError unless the model's patches fill images of `size` (height, width)."""
+    patch = model.feature_info[-1]["reduction"]
+    if min(size) < patch or size[0] % patch or size[1] % patch:
+        raise ImageError(
+            f"{type(model).__name__} can't take images of {size[0]}x{size[1]} pixels; choose a height and a width "
+            f"that are multiples of {patch}."
+        )
+
+
+def to_pixels(images: Tensor, model: Any) -> np.ndarray:
+    """Normalized images (B, 3, H, W) -> what can be shown: float in 0..1, (B, H, W, 3)."""
+    mean, std = (torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    return (images.cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+
+
+def hide(pixels: np.ndarray, mask: Tensor, patch_size: int) -> np.ndarray:
+    """The images (B, H, W, 3) with the patches hidden by `mask` (B, N) in flat gray."""
+    height, width = pixels.shape[1:3]
+    grid = mask.cpu().numpy().reshape(-1, height // patch_size, width // patch_size)
+    hidden = grid.repeat(patch_size, axis=1).repeat(patch_size, axis=2)[..., None]
+    return np.where(hidden, np.array(HIDDEN_COLOR, dtype=pixels.dtype), pixels)
+
+
+def pca_rgb(features: Tensor) -> Tensor:
+    """Features (N, D) of any number of images -> colors (N, 3) in 0..1: three principal components, as RGB.
+
+    Each channel spans the 2nd to 98th percentile of its component. Signs are fixed, so equal features have
+    equal colors from run to run.
+    """
+    centered = features.double() - features.double().mean(dim=0)
+    axes = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -3:].flip(1)  # largest first
+    largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
+    components = centered @ (axes * largest.sign())
+    low, high = (components.quantile(q, dim=0) for q in (0.02, 0.98))
+    return ((components - low) / (high - low).clamp_min(1e-12)).clamp(0, 1).float()
+
+
+class CompletionPicture(NamedTuple):
+    """One row of `draw_completions`: images (H, W, 3) in 0..1 and what stands before them."""
+
+    label: str
+    reference: np.ndarray
+    hidden: np.ndarray
+    completion: np.ndarray
+    truth: np.ndarray
+
+
+def picture_completion(
+    model: Any, img1: Tensor, img2: Tensor, label: str = "", mask_ratio: float = 0.9, seed: int = 0
+) -> CompletionPicture:
+    """Complete `img1` with the help of `img2`, both (1, 3, H, W) normalized, under the mask of `seed`."""
+    result = model.complete(img1, img2, mask_ratio, generator=torch.Generator().manual_seed(seed))
+    truth = to_pixels(img1, model)
+    hidden = hide(truth, result.mask, model.patch_size)
+    return CompletionPicture(label, to_pixels(img2, model)[0], hidden[0], to_pixels(result.image, model)[0], truth[0])
+
+
+def completion_caption(model: Any) -> str:
+    """What a reader must know of a model's completions: whether the hidden patches' statistics were given away."""
+    if not model.norm_target:
+        return "Hidden patches are shown as the model predicts them."
+    return "The true mean and deviation (brightness, contrast) of each hidden patch were used; the rest is predicted."
+
+
+def draw_completions(rows: Sequence[CompletionPicture], caption: str, title: str = "") -> Figure:
+    """A row for each completion: reference view, hidden input, completion, truth.
+
+    caption: see `completion_caption`.
+    """
+    names = ("reference view", "input", "completion", "truth")
+    return draw_images([row[1:] for row in rows], names, title, caption, [row.label for row in rows], panel=2.4)
+
+
+def draw_images(
+    images: Sequence[Sequence[np.ndarray]],
+    names: Sequence[str],
+    title: str,
+    caption: str,
+    labels: Sequence[str] = (),
+    panel: float = 4.2,
+) -> Figure:
+    """Rows of images (H, W, 3) under column names, with `labels` before the rows, all `panel` inches wide."""
+    ratio = images[0][-1].shape[0] / images[0][-1].shape[1]
+    figure, axes = _figure(len(images), len(names), (len(names) * panel, len(images) * panel * ratio + 0.9))
+    for row, line in zip(images, axes, strict=True):
+        for image, ax in zip(row, line, strict=True):
+            ax.imshow(image, interpolation="nearest")
+    for label, ax in zip(labels, axes[:, 0]):
+        ax.set_ylabel(label, fontsize=10)
+    for name, ax in zip(names, axes[0], strict=True):
+        ax.set_title(name, fontsize=11)
+    return _finish(figure, title, caption)
+
+
+def draw_matches(
+    view1: np.ndarray,
+    view2: np.ndarray,
+    points1: np.ndarray,
+    points2: np.ndarray,
+    correct: np.ndarray,
+    title: str = "",
+    caption: str = "",
+    shown: int = 150,
+) -> Figure:
+    """Image 1 above image 2, both (H, W, 3), with lines between matching points, green if `correct` and red if not.
+
+    points1, points2: x and y in pixels (n, 2). correct: (n,) bool. Of more than `shown` matches a random choice is
+    drawn. One above the other, because the lines of a stereo pair would hide each other side by side.
+    """
+    from matplotlib.collections import LineCollection
+
+    gap = view1.shape[0] // 40
+    height, width = view1.shape[0] + gap + view2.shape[0], max(view1.shape[1], view2.shape[1])
+    canvas = np.ones((height, width, 3))
+    canvas[: view1.shape[0], : view1.shape[1]] = 0.3 + 0.7 * view1  # pale, so that the lines stand out
+    canvas[view1.shape[0] + gap :, : view2.shape[1]] = 0.3 + 0.7 * view2
+    inches = 7.5
+    figure, axes = _figure(1, 1, (inches, inches * height / width + 1.0))
+    ax = axes[0, 0]
+    ax.imshow(canvas)
+    chosen = np.random.default_rng(0).permutation(len(correct))[:shown]
+    chosen = chosen[np.argsort(~correct[chosen], kind="stable")]  # wrong ones last, on top: none may hide
+    start, end = points1[chosen], points2[chosen] + (0, view1.shape[0] + gap)
+    colors = np.where(correct[chosen], CORRECT_COLOR, WRONG_COLOR)
+    ax.add_collection(LineCollection(list(np.stack((start, end), axis=1)), colors=colors, linewidths=1.0, alpha=0.8))
+    for points in (start, end):
+        ax.scatter(*points.T, s=10, c=colors, linewidths=0, zorder=3)
+    return _finish(figure, title, caption)
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as PNG, JPEG, PDF or SVG by the path's ending. Raises ImageError (a ValueError)."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=160, facecolor="white")
+    except (OSError, ValueError) as error:
+        raise ImageError(f"The picture can't be written to {path} ({error}); choose another path.") from error
+    return path
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    # without pyplot there is no global state: nothing to close, no display needed
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(size, layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.06, wspace=0.0, hspace=0.0))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    return figure, axes
+
+
+def _finish(figure: Figure, title: str, caption: str) -> Figure:
+    if title:
+        figure.suptitle(title, fontsize=13, fontweight="bold")
+    figure.supxlabel(caption, fontsize=9, color="0.3", linespacing=1.4)
+    return figure
