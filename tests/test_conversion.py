@@ -39,7 +39,7 @@ def reference_checkpoint(name: str) -> Checkpoint:
             if alias in key:
                 head, tail = key.split(alias)
                 index, rest = tail.split(".", 1)
-                tensors[key] = tensors[head + original.format(int(index) + 1) + "." + rest]
+                tensors[key] = tensors[head + original.format(int(index) + 1) + rest]
     return Checkpoint(tensors=tensors, extra={}, path=Path(f"{name}.pth"))
 
 
@@ -114,9 +114,7 @@ def test_adapted_inputs(small: dict[str, Tensor], tmp_path: Path) -> None:
     torch.testing.assert_close(
         grey.encoder.patch_embed.proj.weight, small["patch_embed.proj.weight"].sum(1, keepdim=True)
     )
-    torch.testing.assert_close(
-        grey.head.bias, small["prediction_head.bias"].unflatten(0, (256, 3)).mean(1)
-    )
+    torch.testing.assert_close(grey.head.bias, small["prediction_head.bias"].unflatten(0, (256, 3)).mean(1))
     wide = load("croco_base_patch16_224", checkpoint, tmp_path, depth=1, img_size=(64, 96))
     assert wide(torch.randn(1, 3, 64, 96)).shape == (1, 768)
     classes = load("croco_base_patch16_224", checkpoint, tmp_path, depth=1, num_classes=5)

@@ -224,8 +224,9 @@ def trial() -> tuple[dict, dict]:
         share_right_below_wrong=0.97,
         matches=dict(
             within_patch_width=dict(
-                features=0.4, untrained_features=0.3, pixels=0.35, attention_0=0.2, attention_1=0.7, same_place=0.6
-            )
+                features=0.4, untrained_features=0.3, pixels=0.35, attention_0=0.8, attention_1=0.7, same_place=0.6
+            ),
+            within_patch_width_moved=dict(features=0.3, attention_0=0.1, attention_1=0.6),
         ),
     )
     return scenes, dict(losses=dict(right=row(0.734), wrong=row(0.856)))
@@ -242,6 +243,7 @@ def test_verdict_needs_every_condition():
     scenes, photos = trial()
     scenes["losses"]["global_shift_two_scalars"] = dict(loss=0.66, structure=0.53)
     assert tool.verdict(scenes, photos)["matches_views"]["holds"]
+    assert tool.verdict(scenes, photos)["matches_views"]["matched_by"] == "attention_1"
     scenes["matches"]["within_patch_width"]["same_place"] = 0.71
     assert not tool.verdict(scenes, photos)["matches_views"]["holds"]
     assert tool.verdict(scenes, photos)["uses_reference"]["holds"]

@@ -54,7 +54,9 @@ def test_compile_has_no_graph_breaks(name: str) -> None:
     if name in PAIRS:
         mask = torch.arange(model.encoder.patch_embed.num_patches).expand(2, -1) % 2 == 0
         loss = torch.compile(model.completion_loss, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(loss(*images, mask, int(mask[0].sum())), model.completion_loss(*images, mask, int(mask[0].sum())))
+        torch.testing.assert_close(
+            loss(*images, mask, int(mask[0].sum())), model.completion_loss(*images, mask, int(mask[0].sum()))
+        )
 
 
 @pytest.mark.parametrize("name", ENCODERS | PAIRS)

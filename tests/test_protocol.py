@@ -16,12 +16,12 @@ DENSE = [name for name, variant in ARCHITECTURES.items() if variant.form == "den
 
 
 def create(name: str, **kwargs) -> nn.Module:
-    """The full architecture with cheap random weights: drawing 400 M of them properly would take longer than the test."""
+    """The full architecture with cheap random weights: drawing 400 M of them properly takes longer than the test."""
     model = timm.create_model(name, device="meta", **kwargs).to_empty(device="cpu")
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(1 << 16, generator=generator) * 0.02
     for key, tensor in model.state_dict().items():
-        if key.endswith("norm.weight") or ".norm" in key and key.endswith("weight"):
+        if key.endswith("norm.weight") or (".norm" in key and key.endswith("weight")):
             tensor.fill_(1.0)
         else:
             tensor.view(-1).copy_(noise.repeat(tensor.numel() // len(noise) + 1)[: tensor.numel()])
@@ -184,7 +184,9 @@ def test_binocular(name: str) -> None:
             model.complete(img1, img2, mask=torch.tensor([[True] * 3 + [False] * 3, [True] + [False] * 5]))
 
     groups = param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.9)
-    assert len({g["lr_scale"] for g in groups}) == 1 + depth + 1 + len(model.decoder.blocks)  # norms join their last block
+    assert len({g["lr_scale"] for g in groups}) == 1 + depth + 1 + len(
+        model.decoder.blocks
+    )  # norms join their last block
     with pytest.raises(ValueError, match="two images"):
         timm.create_model(name, features_only=True)
 

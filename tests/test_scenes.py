@@ -76,10 +76,7 @@ def test_same_in_another_process(pairs):
 
 
 def test_scene_has_fixed_float32_arrays_independent_of_image_size():
-    scenes = [
-        sample_scene(replace(CONFIG, image_size=size), 0, index)
-        for size, index in ((64, 0), (32, 0), (64, 1))
-    ]
+    scenes = [sample_scene(replace(CONFIG, image_size=size), 0, index) for size, index in ((64, 0), (32, 0), (64, 1))]
     flat = [[s.cameras, s.light, s.lattice, *s.solids, *s.surfaces] for s in scenes]
     for a, b, c in zip(*flat, strict=True):
         assert np.array_equal(a, b) and a.shape == c.shape
@@ -216,9 +213,7 @@ def test_dataset(pairs):
             dataset[index]
 
 
-@pytest.mark.parametrize(
-    "setting", [{"displacement": (0.2, 0.1)}, {"texture_scale": (0, 1)}, {"image_size": 0}]
-)
+@pytest.mark.parametrize("setting", [{"displacement": (0.2, 0.1)}, {"texture_scale": (0, 1)}, {"image_size": 0}])
 def test_impossible_settings(setting):
     with pytest.raises(RecipeError):
         SceneConfig(**setting)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from zoo.errors import DataError, DivergedError, ImageError, RecipeError, TrainingError
+from zoo.errors import DataError, DivergedError, ImageError, RecipeError, TrainingError, UnknownVariantError
 from zoo.pretrain.data import ENDLESS, StepSampler, make_loader, make_source
 from zoo.pretrain.engine import dry_run, make_objective, make_plan, read_log, train
 from zoo.pretrain.pairs import ImagePairs, list_pairs
@@ -114,7 +114,10 @@ engine.train(tiny(), {str(tmp_path)!r}, workers=0, progress=False)
 
 
 def test_stop_signal_saves(tmp_path: Path) -> None:
-    command = f"from tests.test_training import *; train(tiny(**{{'schedule.length': 100000}}), {str(tmp_path)!r}, progress=False)"
+    command = (
+        "from tests.test_training import *\n"
+        f"train(tiny(**{{'schedule.length': 100000}}), {str(tmp_path)!r}, progress=False)"
+    )
     process = subprocess.Popen([sys.executable, "-c", command], cwd=Path(__file__).parents[1], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
     while not (tmp_path / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
@@ -228,7 +231,10 @@ def test_published_schedules() -> None:
         ({"optimizer.base_lr": 1.0}, "exactly one"),
         ({"schedule.unit": "years"}, "epochs or steps"),
         ({"precision": "fp8"}, "fp32 or bf16"),
-        ({"seed.x": 1}, "single value"),
+        ({"batch_size.x": 1}, "single value"),
+        ({"optimizer.lr": "fast"}, "lr: 'fast'"),
+        ({"batch_size": 2.5}, "batch_size: 2.5"),
+        ({"schedule": 3}, "schedule: 3"),
     ],
 )
 def test_wrong_recipes(changes: dict, message: str) -> None:
@@ -239,6 +245,8 @@ def test_wrong_recipes(changes: dict, message: str) -> None:
 def test_unknown_names(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="croco_nano"):
         load_recipe("croco_nan")
+    with pytest.raises(UnknownVariantError, match="croco_nano_patch8_64_dec128d4"):
+        make_objective(tiny(model="croco_nano_patch8_64_dec"))
     with pytest.raises(RecipeError, match="cross_view_completion"):
         make_objective(tiny(**{"objective.name": "guess"}))
     with pytest.raises(RecipeError, match="don't fit"):

@@ -69,7 +69,9 @@ def bench_encoder(repeats: int) -> dict[str, Any]:
     x = torch.randn(BATCH, 3, 224, 224)
     with torch.inference_mode():
         result = compare(lambda: encoder.forward_features(x), lambda: vit.forward_features(x), repeats)
-    return result | dict(images_per_second=BATCH / result["seconds"], bar="ratio <= 1.05", holds=result["ratio"] <= 1.05)
+    return result | dict(
+        images_per_second=BATCH / result["seconds"], bar="ratio <= 1.05", holds=result["ratio"] <= 1.05
+    )
 
 
 def bench_pair(repeats: int) -> dict[str, Any]:
@@ -153,7 +155,9 @@ def bench_cold_start(repeats: int) -> dict[str, Any]:
 
 def bench_import(repeats: int) -> dict[str, Any]:
     """`import zoo, timm` (so that the models are registered) against `import timm` alone: at most 1.1."""
-    program = "import json, time; t = time.perf_counter(); import {}; print(json.dumps(dict(s=time.perf_counter() - t)))"
+    program = (
+        "import json, time; t = time.perf_counter(); import {}; print(json.dumps(dict(s=time.perf_counter() - t)))"
+    )
     pairs = [
         (_run_python(program.format("zoo, timm"))["s"], _run_python(program.format("timm"))["s"])
         for _ in range(max(3, repeats))
@@ -203,7 +207,13 @@ def main() -> None:
         for key, value in result.items():
             if key not in ("bar", "holds"):
                 measured = key == result["bar"].split()[0]
-                table.add_row(name, key, f"{value:,.4g}", result["bar"] if measured else "", "yes" if measured and result["holds"] else "no" if measured else "")
+                table.add_row(
+                    name,
+                    key,
+                    f"{value:,.4g}",
+                    result["bar"] if measured else "",
+                    "yes" if measured and result["holds"] else "no" if measured else "",
+                )
     Console().print(table)
     if args.json:
         about = dict(machine=platform.machine(), threads=THREADS, torch=torch.__version__, timm=timm.__version__)

@@ -503,12 +503,15 @@ def verdict(scenes: dict[str, Any], photos: dict[str, Any]) -> dict[str, Any]:
     """What may be claimed from two of `measure`'s results: each claim's conditions, with their values and bars.
 
     "Clearly" is read as a tenth, "most" as more than half. Since many patches hardly move, and random features match
-    as well, the best way of matching must also hit more often than staying in place, pixels and an untrained encoder.
+    as well, matches must also be better than staying in place, pixels and an untrained encoder. The way of matching is
+    the best one on patches that moved, lest an attention that only looks at its own place be taken for matching.
     """
     losses, real = scenes["losses"], photos["losses"]
     right, shift = losses["right"], losses["global_shift_two_scalars"]
     shares = scenes["matches"]["within_patch_width"]
-    matches = max(share for name, share in shares.items() if name == "features" or name.startswith("attention"))
+    moved = scenes["matches"]["within_patch_width_moved"]
+    ways = [name for name in shares if name == "features" or name.startswith("attention")]
+    way = max(ways, key=lambda name: moved.get(name, 0.0))
     trivial = max(shares[name] for name in ("same_place", "pixels", "untrained_features"))
     reference = min(losses["wrong"]["loss"], losses["zeros"]["loss"])
     uses = [
@@ -522,13 +525,15 @@ def verdict(scenes: dict[str, Any], photos: dict[str, Any]) -> dict[str, Any]:
         _condition("right, against global shift", right["loss"], "<", shift["loss"]),
         _condition("structure, against global shift's", right["structure"], "<", shift["structure"]),
         _condition("self, against 0.9 * right", losses["self"]["loss"], "<=", 0.9 * right["loss"]),
-        _condition("matches within a patch width", matches, ">", 0.5),
-        _condition("matches, against same place, pixels, untrained", matches, ">", trivial),
+        _condition("matches within a patch width", shares[way], ">", 0.5),
+        _condition("matches, against same place, pixels, untrained", shares[way], ">", trivial),
     ]
     uses_reference = all(condition["holds"] for condition in uses)
     return dict(
         uses_reference=dict(holds=uses_reference, conditions=uses),
-        matches_views=dict(holds=uses_reference and all(c["holds"] for c in match), conditions=match),
+        matches_views=dict(
+            holds=uses_reference and all(condition["holds"] for condition in match), matched_by=way, conditions=match
+        ),
     )
 
 

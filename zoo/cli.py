@@ -312,10 +312,8 @@ def _load(variant: Variant, weights: Path | None) -> Any:
     """A variant with its own weights or those of a file, in eval mode."""
     import timm
 
-    from zoo.models import fetch
-
-    path = weights or fetch(variant.name)
-    return timm.create_model(variant.name, pretrained=True, pretrained_cfg_overlay=dict(file=str(path))).eval()
+    overlay = dict(file=str(weights)) if weights is not None else None
+    return timm.create_model(variant.name, pretrained=True, pretrained_cfg_overlay=overlay).eval()
 
 
 def _parse_size(text: str | None) -> tuple[int, int] | None:
@@ -395,8 +393,8 @@ def export(
 ) -> None:
     """Write weights under the reference's tensor names.
 
-    For code that reads the reference's checkpoints: a .pth or .pt file holds {"model": tensors}, made with
-    torch.save. `zoo convert` is the exact inverse.
+    For code that reads the reference's checkpoints: a .pth or .pt file holds {"model": tensors} and, for a CroCo
+    pair, "croco_kwargs". `zoo convert` is the exact inverse.
 
     Example: zoo export runs/croco_base/model.safetensors -o CroCo.pth
     """
@@ -422,7 +420,7 @@ def export(
         weights.save_safetensors(state, output, {"format": "pt", "variant": entry.name})
     else:
         with files.atomic_writer(output) as file:
-            torch.save({"model": state}, file)
+            torch.save({"model": state} | (net.reference_settings() if layout is Layout.reference else {}), file)
     print(f"{output}: {len(state)} tensors of {entry.name}, {layout.value} names")
 
 

@@ -20,7 +20,6 @@ from zoo import pictures
 from zoo.errors import DataError, UnknownVariantError
 from zoo.layers.patchify import patchify
 from zoo.lookup import find_variant
-from zoo.models import fetch
 from zoo.weights import source_of
 
 DEFAULT_MODEL = "croco_nano_patch8_64_dec128d4"
@@ -78,9 +77,9 @@ def run_demo(folder: str | Path = "demo", model: str = DEFAULT_MODEL, weights: s
             "`zoo list --form binocular`."
         )
     pair = stereo_pair()
-    path = Path(weights) if weights is not None else fetch(variant.name)
-    net = timm.create_model(variant.name, pretrained=True, pretrained_cfg_overlay=dict(file=str(path))).eval()
-    source = source_of(path)["source"]
+    overlay = dict(file=str(weights)) if weights is not None else None
+    net: Any = timm.create_model(variant.name, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    source = source_of(net.pretrained_cfg["file"])["source"]
     print(f"{variant.name}: {variant.parameters / 1e6:.1f} M parameters, from {source['kind']} {source['location']}")
     paths = [Path(folder) / name for name in ("completion.png", "features.png", "matches.png")]
     with torch.inference_mode():

@@ -17,6 +17,8 @@ def find_variant(name: str) -> Variant:
     import difflib  # only for the error, so that `zoo list` starts fast
 
     known = [variant.name for variant in VARIANTS]
-    near = difflib.get_close_matches(name, known + [variant.architecture for variant in VARIANTS], n=3, cutoff=0.4)
+    # what was typed is often the beginning of a long name
+    likeness = {other: difflib.SequenceMatcher(None, name, other[: len(name) + 2]).ratio() for other in known}
+    near = sorted((other for other in known if likeness[other] > 0.6), key=likeness.__getitem__, reverse=True)[:3]
     hint = f"did you mean {' or '.join(near)}?" if near else "`zoo list` prints all of them."
     raise UnknownVariantError(f"The zoo has no variant called '{name}'; {hint}")

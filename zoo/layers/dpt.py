@@ -61,7 +61,7 @@ class DPTHead(nn.Module):
         super().__init__()
         dd = dict(device=device, dtype=dtype)
         a, b, _, d = layer_dims
-        resize = (
+        resize: tuple[list[nn.Module], ...] = (
             [nn.ConvTranspose2d(a, a, 4, stride=4, **dd)],
             [nn.ConvTranspose2d(b, b, 2, stride=2, **dd)],
             [],

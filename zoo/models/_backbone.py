@@ -91,7 +91,7 @@ class Backbone(ZooModel):
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: int | list[int] | tuple[int, ...] | None = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
@@ -121,7 +121,7 @@ class Backbone(ZooModel):
         return taken if intermediates_only else (self.norm(x), taken)
 
     def prune_intermediate_layers(
-        self, indices: int | list[int] | tuple[int, ...] = 1, prune_norm: bool = False, prune_head: bool = True
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Cut away what the given intermediates don't need; returns their (absolute) indices."""
         take, last = feature_take_indices(len(self.blocks), indices)

@@ -44,6 +44,8 @@ class ZooModel(nn.Module):
 
     in_chans: int
     num_classes: int
+    patch_size: int
+    pretrained_cfg: dict[str, Any]  # timm sets it
 
     def init_weights(self) -> None:
         """Draw all parameters anew."""
@@ -86,6 +88,10 @@ class ZooModel(nn.Module):
         raise CheckpointMismatchError(
             f"The reference has no checkpoints of {type(self).__name__}; export it under the zoo's own names."
         )
+
+    def reference_settings(self) -> dict[str, Any]:
+        """What the reference's checkpoints hold besides the tensors, for code that builds a model from it."""
+        return {}
 
     def load_pretrained(self, checkpoint_path: str | Path) -> None:
         """Load a safetensors file or a reference checkpoint, strictly, from where it lies.
@@ -228,7 +234,7 @@ def _create(
         pretrained_cfg_overlay=overlay,
         cache_dir=cache_dir,
         feature_cfg=dict(out_indices=3, feature_cls="getter"),
-        kwargs_filter=None if variant.form == "encoder" else ("num_classes", "global_pool"),
+        kwargs_filter=None if variant.form == "encoder" else ("num_classes", "global_pool"),  # type: ignore[arg-type]
         device="meta" if pretrained else device,
         **{**variant.args, **kwargs},
     )

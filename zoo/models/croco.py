@@ -152,7 +152,7 @@ class CrocoEncoder(Backbone):
         grid = self.patch_embed.grid_size
         self.pos_embed = SincosPositions(embed_dim, grid, pos_resample, device) if pos_embed == "sincos" else None
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, mlp_ratio, qkv_bias, proj_drop_rate, attn_drop_rate, rate, **dd)
+            Block(embed_dim, num_heads, mlp_ratio, qkv_bias, proj_drop_rate, attn_drop_rate, rate, **dd)  # type: ignore[arg-type]
             for rate in calculate_drop_path_rates(drop_path_rate, depth)
         )
         self.norm = LayerNorm(embed_dim, **dd)
@@ -167,6 +167,7 @@ class CrocoEncoder(Backbone):
         self.apply(init_linear)
         weight = self.patch_embed.proj.weight
         nn.init.xavier_uniform_(weight.view(weight.shape[0], -1))
+        assert self.patch_embed.proj.bias is not None
         nn.init.zeros_(self.patch_embed.proj.bias)
 
     def embed(self, x: Tensor, visible: Tensor | None = None) -> tuple[Tensor, tuple[Rope | None]]:
@@ -254,6 +255,7 @@ class Decoder(nn.Module):
             for _ in range(depth)
         )
         self.norm = LayerNorm(dim, **dd)
+        self.num_heads = num_heads
         self.head_dim = dim // num_heads
 
     def init_weights(self) -> None:
@@ -351,7 +353,7 @@ class PairModel(ZooModel):
         norm_target: bool = True,
         completes: bool = True,
         dynamic_img_size: bool = True,
-        encoder: nn.Module | None = None,
+        encoder: Any = None,
         freeze_encoder: bool = False,
         device=None,
         dtype=None,
@@ -366,7 +368,7 @@ class PairModel(ZooModel):
             )
         elif encoder_args:
             raise TypeError(f"An encoder was given, so {', '.join(encoder_args)} would go unused; leave them out.")
-        self.encoder: Any = encoder
+        self.encoder = encoder
         self.decoder = Decoder(
             encoder.embed_dim,
             encoder.patch_embed.grid_size,
@@ -386,7 +388,7 @@ class PairModel(ZooModel):
         self.head = nn.Linear(decoder_dim, pixels, **dd) if completes else None
         self.num_features = self.head_hidden_size = self.embed_dim = decoder_dim
         depth = len(encoder.blocks)
-        self.feature_info = [
+        self.feature_info: list[dict[str, Any]] = [
             dict(module=f"encoder.blocks.{i}", num_chs=encoder.embed_dim, reduction=self.patch_size)
             for i in range(depth)
         ] + [
@@ -449,7 +451,7 @@ class PairModel(ZooModel):
         self,
         img1: Tensor,
         img2: Tensor,
-        indices: int | list[int] | tuple[int, ...] | None = None,
+        indices: int | list[int] | None = None,
         output_fmt: str = "NLC",
         intermediates_only: bool = True,
     ) -> Any:
@@ -536,6 +538,25 @@ class PairModel(ZooModel):
             prediction = prediction * std + mean
         patches = patches.scatter(1, index.unsqueeze(-1).expand_as(prediction), prediction)
         return Completion(unpatchify(patches, self.patch_size, grid), mask, loss)
+
+    def reference_settings(self) -> dict[str, Any]:
+        """The reference's own constructor arguments, as its v2 checkpoints hold them under croco_kwargs."""
+        encoder, decoder = self.encoder, self.decoder
+        height, width = encoder.patch_embed.img_size
+        rope = decoder.pos_embed is None
+        return dict(
+            croco_kwargs=dict(
+                img_size=height if height == width else (height, width),
+                patch_size=self.patch_size,
+                enc_embed_dim=encoder.embed_dim,
+                enc_depth=len(encoder.blocks),
+                enc_num_heads=encoder.blocks[0].attn.num_heads,
+                dec_embed_dim=decoder.dim,
+                dec_depth=len(decoder.blocks),
+                dec_num_heads=decoder.num_heads,
+                pos_embed=f"RoPE{decoder.rope_base:g}" if rope else "cosine",
+            )
+        )
 
     def _adapt_in_chans(self, state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
         super()._adapt_in_chans(state, own)

@@ -41,7 +41,7 @@ class PairTransform:
         return dict(image1=img1, image2=img2, mask=mask)
 
     def _augment(self, array: np.ndarray, generator: torch.Generator) -> Tensor:
-        image = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
+        image = torch.from_numpy(np.array(array)).permute(2, 0, 1)  # a copy: PIL's arrays are read-only
         if self.crop is not None:
             height, width = image.shape[-2:]
             if min(height, width) < self.crop:

@@ -23,7 +23,8 @@ def make_source(settings: dict[str, Any], seed: int) -> Any:
     if kind == "scenes":
         settings.pop("path", None)
         try:
-            config = SceneConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+            settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+            config = SceneConfig(**settings)
         except TypeError as error:
             raise RecipeError(f"The recipe's data settings don't fit procedural scenes ({error}).") from error
         return ScenePairs(config, seed=seed, length=ENDLESS)
@@ -100,7 +101,7 @@ def make_loader(
     """A DataLoader over `sampler`'s batches; what it gives does not depend on the number of workers."""
     return DataLoader(
         _Prepared(source, transform, sampler.seed),
-        batch_sampler=sampler,  # type: ignore[arg-type]
+        batch_sampler=sampler,
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,

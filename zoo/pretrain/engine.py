@@ -29,6 +29,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from zoo.errors import DivergedError, RecipeError, TrainingError
+from zoo.lookup import find_variant
 from zoo.pretrain.cross_view import CrossViewCompletion
 from zoo.pretrain.data import ENDLESS, StepSampler, make_loader, make_source
 from zoo.pretrain.recipe import Recipe, Schedule
@@ -80,6 +81,8 @@ def make_objective(recipe: Recipe) -> Any:
     name = settings.pop("name", None)
     if name not in OBJECTIVES:
         raise RecipeError(f"The objective '{name}' is unknown; choose {', '.join(OBJECTIVES)}.")
+    if not timm.is_model(recipe.model):
+        find_variant(recipe.model)  # names the nearest ones
     torch.manual_seed(recipe.seed)
     model = timm.create_model(recipe.model, **recipe.model_args)
     try:
@@ -91,9 +94,9 @@ def make_objective(recipe: Recipe) -> Any:
 def make_optimizer(recipe: Recipe, objective: nn.Module) -> torch.optim.Optimizer:
     """timm's optimizer with no decay on biases and 1-D parameters, nor where the model says so."""
     settings = recipe.optimizer
-    betas = dict(betas=settings.betas) if "adam" in settings.name else {}
+    betas: dict[str, Any] = dict(betas=settings.betas) if "adam" in settings.name else {}
     return create_optimizer_v2(
-        objective,  # type: ignore[arg-type]
+        objective,
         opt=settings.name,
         lr=recipe.learning_rate(),
         weight_decay=settings.weight_decay,

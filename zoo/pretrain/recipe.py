@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
+import types
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,7 +125,8 @@ def _parse(cls: Any, settings: dict[str, Any], where: str) -> Any:
     required = {name for name, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
     if missing := required - set(settings):
         raise RecipeError(f"{where} lacks the settings {', '.join(sorted(missing))}; add them.")
-    values = dict(settings)
+    hints = typing.get_type_hints(cls)
+    values = {key: _checked(key, value, hints[key], where) for key, value in settings.items()}
     if cls is Recipe:
         values["schedule"] = _parse(Schedule, values["schedule"], f"{where}, schedule,")
         values["optimizer"] = _parse(Optimizer, values["optimizer"], f"{where}, optimizer,")
@@ -136,3 +140,24 @@ def _parse(cls: Any, settings: dict[str, Any], where: str) -> Any:
     if cls is Optimizer and "betas" in values:
         values["betas"] = tuple(values["betas"])
     return cls(**values)
+
+
+def _checked(key: str, value: Any, hint: Any, where: str) -> Any:
+    """`value`, if it is of the kind that the field is declared as; YAML reads 1e-3 as text, so that is a number too."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    kinds = set(typing.get_args(hint)) if union else {hint}
+    if kinds & {float, int} and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if float in kinds and not math.isnan(number):
+            return number
+        if int in kinds and number.is_integer():
+            return int(number)
+    if value is None and type(None) in kinds:
+        return None
+    plain: dict[Any, Any] = {str: str, tuple[float, float]: (list, tuple)}
+    if any(isinstance(value, plain.get(kind, dict)) for kind in kinds - {float, int, type(None)}):
+        return value
+    raise RecipeError(f"{where} has {key}: {value!r}, which is no {getattr(hint, '__name__', hint)}; correct it.")

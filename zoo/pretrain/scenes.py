@@ -215,7 +215,8 @@ def sample_scene(config: SceneConfig, seed: int, index: int) -> Scene:
     solids = _sample_solids(rng, room, camera, focal)
     motion, depth = _sample_motion(rng, config, focal, camera, solids)
     light = rng.uniform((-1.0, -1.0, -1.0), (1.0, -0.3, 0.2))  # from above and rather from behind the camera
-    wavelengths = np.exp(rng.uniform(*np.log(config.texture_scale), _SURFACES)) * depth / focal
+    shortest, longest = np.log(config.texture_scale)
+    wavelengths = np.exp(rng.uniform(shortest, longest, _SURFACES)) * depth / focal
     return Scene(
         focal=focal,
         cameras=np.stack([camera, motion @ camera]).astype(np.float32),
@@ -368,8 +369,8 @@ def _sample_surfaces(rng: np.random.Generator, wavelengths: np.ndarray, textures
     if textures is not None:
         chosen = rng.integers(len(_texture_files(textures)), size=count)
         image = np.where(rng.random(count) < 0.5, chosen, -1)
-    floats = (array.astype(np.float32) for array in (cells, waves, noise, colors))
-    return Surfaces(*floats, image=image.astype(np.int32))
+    cells, waves, noise, colors = (array.astype(np.float32) for array in (cells, waves, noise, colors))
+    return Surfaces(cells, waves, noise, colors, image.astype(np.int32))
 
 
 # --- Rendering ----------------------------------------------------------------------------------------------
@@ -627,8 +628,8 @@ def _texture_files(folder: str) -> tuple[Path, ...]:
     Raises:
         DataError: the folder doesn't exist or has none.
     """
-    files = (path for path in Path(folder).rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
-    files = tuple(sorted(path for path in files if path.is_file()))
+    named = (path for path in Path(folder).rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
+    files = tuple(sorted(path for path in named if path.is_file()))
     if not files:
         suffixes = ", ".join(sorted(_IMAGE_SUFFIXES))
         raise DataError(

@@ -99,7 +99,7 @@ class KeyRules:
                 "Check that the file was made for this variant; `zoo list` prints the others."
             )
         for why, count in dropped.items():
-            _logger.info("%s: left out %d tensors of the reference: %s", name, count, why)
+            _logger.info("%s: left out %d tensors of the checkpoint: %s", name, count, why)
         return renamed
 
     def to_reference(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

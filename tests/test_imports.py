@@ -1,0 +1,61 @@
+"""Who may import whom (design: data flows one way), and that `import zoo` registers whatever comes first."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = {  # what each room may import of ours, besides itself
+    "catalog": set(),
+    "errors": set(),
+    "lookup": {"catalog", "errors"},
+    "layers": set(),
+    "weights": {"catalog", "errors", "lookup"},
+    "models": {"catalog", "errors", "lookup", "layers", "weights"},
+    "pictures": {"errors", "layers"},
+    "pretrain": {"catalog", "errors", "lookup", "layers", "weights", "models", "pictures"},
+    "demo": {"errors", "lookup", "layers", "weights", "models", "pictures"},
+    "cli": {"catalog", "errors", "lookup", "layers", "weights", "models", "pictures", "pretrain", "demo"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """The rooms of the zoo that a file imports, anywhere in it."""
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names = [
+                f"{node.module}.{alias.name}" if node.module == "zoo" else str(node.module) for alias in node.names
+            ]
+        rooms |= {name.split(".")[1] for name in names if name.startswith("zoo.")}
+    return rooms - {"__version__"}
+
+
+def test_every_room_is_listed() -> None:
+    found = {path.stem if path.is_file() else path.name for path in (ROOT / "zoo").iterdir()}
+    assert {name for name in found if not name.startswith(("__", "."))} - {"weights.lock"} == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_import_arrows(room: str) -> None:
+    place = ROOT / "zoo" / room
+    files = place.rglob("*.py") if place.is_dir() else [place.with_suffix(".py")]
+    for path in files:
+        assert imported(path) <= ROOMS[room] | {room}, path
+
+
+@pytest.mark.parametrize("code", ["import zoo, timm", "import timm, zoo", "import zoo.models.croco, timm"])
+def test_import_zoo_registers(code: str) -> None:
+    check = "import importlib.util; importlib.util.find_spec('timm'); "  # as torch.hub looks for dependencies
+    first, second = code.split(", ") if ", " in code else (code, "")
+    program = f"{first}\n{check}\nimport {second}\nassert timm.is_model('crocov2_base_patch16_224')"
+    subprocess.run([sys.executable, "-c", program.replace("import timm, zoo", "import timm")], cwd=ROOT, check=True)
