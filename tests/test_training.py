@@ -135,6 +135,22 @@ def test_finished_run_is_left_alone(reference_run: Path) -> None:
     assert (reference_run / "checkpoint.safetensors").stat().st_mtime_ns == before
 
 
+def test_bfloat16_and_any_vit(tmp_path: Path) -> None:
+    """Autocast, and a decoder for a frozen timm ViT, through the same engine."""
+    recipe = tiny(
+        model="create_pair_model",
+        model_args=dict(encoder="vit_tiny_patch16_224", decoder="cross32d1", freeze_encoder=True, img_size=64, depth=1),
+        precision="bf16",
+        **{"schedule.length": 2},
+    )
+    with pytest.warns(UserWarning, match="frozen with random weights"):
+        start = make_objective(recipe).model.state_dict()
+        train(recipe, tmp_path, workers=0, progress=False)
+    trained = weights_of(tmp_path)
+    moved = {key.split(".")[0] for key, value in trained.items() if not torch.equal(value, start[key])}
+    assert moved == {"decoder", "head"}
+
+
 def test_other_settings_are_refused(reference_run: Path) -> None:
     with pytest.raises(TrainingError, match="seed"):
         train(tiny(seed=1), reference_run, workers=0, progress=False)

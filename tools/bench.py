@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -174,8 +175,6 @@ def bench_import(repeats: int) -> dict[str, Any]:
 
 
 def _run_python(program: str, **environment: str) -> dict[str, float]:
-    import os
-
     done = subprocess.run(
         [sys.executable, "-c", program], env=os.environ | environment, capture_output=True, text=True, check=True
     )

@@ -726,6 +726,7 @@ class TimmEncoder(nn.Module):
     def __init__(self, vit: VisionTransformer) -> None:
         super().__init__()
         self.vit = vit
+        self.pretrained_cfg = vit.pretrained_cfg
         self.embed_dim = vit.embed_dim
         self.patch_size = vit.patch_embed.patch_size[0]
         self.in_chans = vit.in_chans
@@ -807,7 +808,7 @@ def create_pair_model(
         raise TypeError(
             f"{type(encoder).__name__} is neither a timm VisionTransformer nor a zoo encoder; choose one of those."
         )
-    return PairModel(
+    pair = PairModel(
         decoder_dim=dim,
         decoder_depth=depth,
         decoder_num_heads=decoder_num_heads or dim // (64 if dim >= 768 else 32),
@@ -817,6 +818,8 @@ def create_pair_model(
         encoder=encoder,
         freeze_encoder=freeze_encoder,
     )
+    pair.pretrained_cfg = dict(getattr(encoder, "pretrained_cfg", {}))  # its input size and normalization
+    return pair
 
 
 default_cfgs = _default_cfgs("croco")

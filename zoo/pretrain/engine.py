@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ import timm
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors import safe_open
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from tqdm import tqdm
 
 from zoo.errors import DivergedError, RecipeError, TrainingError
 from zoo.lookup import find_variant
+from zoo.models.croco import create_pair_model
 from zoo.pretrain.cross_view import CrossViewCompletion
 from zoo.pretrain.data import ENDLESS, StepSampler, make_loader, make_source
 from zoo.pretrain.recipe import Recipe, Schedule
@@ -81,10 +83,13 @@ def make_objective(recipe: Recipe) -> Any:
     name = settings.pop("name", None)
     if name not in OBJECTIVES:
         raise RecipeError(f"The objective '{name}' is unknown; choose {', '.join(OBJECTIVES)}.")
-    if not timm.is_model(recipe.model):
-        find_variant(recipe.model)  # names the nearest ones
     torch.manual_seed(recipe.seed)
-    model = timm.create_model(recipe.model, **recipe.model_args)
+    if recipe.model == "create_pair_model":
+        model: nn.Module = create_pair_model(**recipe.model_args)
+    else:
+        if not timm.is_model(recipe.model):
+            find_variant(recipe.model)  # names the nearest ones
+        model = timm.create_model(recipe.model, **recipe.model_args)
     try:
         return OBJECTIVES[name](model, **settings)
     except TypeError as error:
@@ -101,6 +106,13 @@ def make_optimizer(recipe: Recipe, objective: nn.Module) -> torch.optim.Optimize
         lr=recipe.learning_rate(),
         weight_decay=settings.weight_decay,
         **betas,
+    )
+
+
+def _make_accelerator(recipe: Recipe, accumulate: int) -> Accelerator:
+    AcceleratorState._reset_state()  # it keeps the precision of the first run of a process for all later ones
+    return Accelerator(
+        mixed_precision="bf16" if recipe.precision == "bf16" else "no", gradient_accumulation_steps=accumulate
     )
 
 
@@ -121,9 +133,7 @@ def train(
     Raises RecipeError, DataError (ValueErrors), TrainingError (RuntimeError), DivergedError (ArithmeticError).
     """
     output = Path(output)
-    accelerator = Accelerator(
-        mixed_precision="bf16" if recipe.precision == "bf16" else "no", gradient_accumulation_steps=accumulate
-    )
+    accelerator = _make_accelerator(recipe, accumulate)
     rank, world = accelerator.process_index, accelerator.num_processes
     source = make_source(recipe.data, recipe.seed)
     plan = make_plan(recipe, len(source))
@@ -201,7 +211,9 @@ def dry_run(recipe: Recipe, *, workers: int = 0, accumulate: int = 1, steps: int
     Keys: steps, samples, epochs (None for procedural data), parameters, seconds_per_step, hours,
     memory_bytes (peak of this process on a CPU, of the allocator on a GPU), device.
     """
-    accelerator = Accelerator(mixed_precision="bf16" if recipe.precision == "bf16" else "no")
+    import resource  # not on Windows, where all but this works
+
+    accelerator = _make_accelerator(recipe, accumulate=1)
     source = make_source(recipe.data, recipe.seed)
     plan = make_plan(recipe, len(source))
     objective = make_objective(recipe)
@@ -351,7 +363,8 @@ class _StopSignal:
         self.wished = False
 
     def __enter__(self) -> _StopSignal:
-        self._before = {s: signal.signal(s, self._wish) for s in (signal.SIGINT, signal.SIGTERM)}
+        main = threading.current_thread() is threading.main_thread()  # only there can signals be handled
+        self._before = {s: signal.signal(s, self._wish) for s in (signal.SIGINT, signal.SIGTERM) if main}
         return self
 
     def __exit__(self, *error: object) -> None:

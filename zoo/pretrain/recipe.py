@@ -49,8 +49,8 @@ class Optimizer:
 class Recipe:
     """One training run. batch_size counts samples of a step over all processes.
 
-    model, model_args: what timm.create_model makes. objective: its name and settings. data: the source's
-    name and settings. precision: "fp32" or "bf16" (autocast). source: where the settings come from.
+    model, model_args: what timm.create_model makes, or `create_pair_model` and its arguments. objective: its name
+    and settings. data: the source's name and settings. precision: "fp32" or "bf16" (autocast). source: where the settings come from.
     """
 
     name: str

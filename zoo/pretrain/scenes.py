@@ -369,8 +369,8 @@ def _sample_surfaces(rng: np.random.Generator, wavelengths: np.ndarray, textures
     if textures is not None:
         chosen = rng.integers(len(_texture_files(textures)), size=count)
         image = np.where(rng.random(count) < 0.5, chosen, -1)
-    cells, waves, noise, colors = (array.astype(np.float32) for array in (cells, waves, noise, colors))
-    return Surfaces(cells, waves, noise, colors, image.astype(np.int32))
+    f32 = np.float32
+    return Surfaces(cells.astype(f32), waves.astype(f32), noise.astype(f32), colors.astype(f32), image.astype(np.int32))
 
 
 # --- Rendering ----------------------------------------------------------------------------------------------
