@@ -7,24 +7,25 @@ VENV := .venv/bin
 
 .PHONY: demo test lint cards clean
 
-demo: .venv/installed
+demo: .venv/demo
 	$(VENV)/zoo demo --output demo
 
-test: .venv/installed lint
+test: .venv/dev lint
 	$(VENV)/python -m pytest
 
-lint: .venv/installed
+lint: .venv/dev
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
 
-cards: .venv/installed
+cards: .venv/dev
 	$(VENV)/python tools/make_cards.py
 
-.venv/installed: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(VENV)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	touch .venv/installed
+# one stamp for each set of extras
+.venv/%: pyproject.toml
+	test -x $(VENV)/python || $(PYTHON) -m venv .venv
+	$(VENV)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	touch $@
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -8,6 +8,7 @@ from torch import nn
 
 import zoo  # noqa: F401  (registers the models)
 from zoo.catalog import VARIANTS
+from zoo.models.croco import dpt_hooks
 
 ARCHITECTURES = {variant.architecture: variant for variant in reversed(VARIANTS)}
 ENCODERS = [name for name, variant in ARCHITECTURES.items() if variant.form == "encoder"]
@@ -189,6 +190,26 @@ def test_binocular(name: str) -> None:
     )  # norms join their last block
     with pytest.raises(ValueError, match="two images"):
         timm.create_model(name, features_only=True)
+
+
+def test_dpt_hooks() -> None:
+    assert dpt_hooks(24, 12) == (23, 27, 31, 35) and dpt_hooks(12, 8) == (10, 13, 16, 19)
+    assert dpt_hooks(12) == (2, 5, 8, 11)
+
+
+def test_impossible_settings() -> None:
+    pair = timm.create_model("croco_nano_patch8_64_dec128d4")
+    images = torch.randn(2, 1, 3, 128, 128)
+    with pytest.raises(ValueError, match="64 patches, but image 1 has 16 x 16"):
+        pair.completion_loss(*images, torch.zeros(1, 64, dtype=torch.bool), 0)
+    with pytest.raises(ValueError, match="some and not all"):
+        pair.complete(*images, mask_ratio=0.001)
+    with pytest.raises(ValueError, match="multiples of 8"):
+        timm.create_model("croco_nano_patch8_64", img_size=60)
+    with pytest.raises(ValueError, match="divisible by 4"):
+        timm.create_model("croco_nano_patch8_64", num_heads=64)
+    with pytest.raises(ValueError, match="global_pool 'token'"):
+        timm.create_model("croco_nano_patch8_64", global_pool="token")
 
 
 @pytest.mark.parametrize("name", DENSE)

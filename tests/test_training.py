@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from zoo.errors import DataError, DivergedError, ImageError, RecipeError, TrainingError, UnknownVariantError
 from zoo.pretrain.data import ENDLESS, StepSampler, make_loader, make_source
 from zoo.pretrain.engine import dry_run, make_objective, make_plan, read_log, train
-from zoo.pretrain.pairs import ImagePairs, list_pairs
+from zoo.pretrain.pairs import ImagePairs
 from zoo.pretrain.recipe import Recipe, load_recipe, recipe_names
 
 TINY = {
@@ -113,16 +113,19 @@ engine.train(tiny(), {str(tmp_path)!r}, workers=0, progress=False)
     assert strip == [{k: row[k] for k in ("step", "loss", "lr")} for row in read_log(reference_run)]
 
 
-def test_stop_signal_saves(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stop_signal_saves(number: signal.Signals, tmp_path: Path) -> None:
     command = (
         "from tests.test_training import *\n"
         f"train(tiny(**{{'schedule.length': 100000}}), {str(tmp_path)!r}, progress=False)"
     )
-    process = subprocess.Popen([sys.executable, "-c", command], cwd=Path(__file__).parents[1], stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", command], cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, start_new_session=True
+    )
     deadline = time.monotonic() + 60
     while not (tmp_path / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, number)  # as a terminal's Ctrl-C: to the data workers too
     _, errors = process.communicate(timeout=60)
     assert b"with everything saved" in errors
     last = read_log(tmp_path)[-1]["step"]
@@ -251,6 +254,7 @@ def test_published_schedules() -> None:
         ({"optimizer.lr": "fast"}, "lr: 'fast'"),
         ({"batch_size": 2.5}, "batch_size: 2.5"),
         ({"schedule": 3}, "schedule: 3"),
+        ({"log_steps": 0}, "at least 1"),
     ],
 )
 def test_wrong_recipes(changes: dict, message: str) -> None:
@@ -267,6 +271,12 @@ def test_unknown_names(tmp_path: Path) -> None:
         make_objective(tiny(**{"objective.name": "guess"}))
     with pytest.raises(RecipeError, match="don't fit"):
         make_objective(tiny(**{"objective.mask_share": 0.5}))
+    with pytest.raises(RecipeError, match="model_args don't fit"):
+        make_objective(tiny(model_args=dict(width=3)))
+    with pytest.raises(RecipeError, match="optimizer 'adamx'"):
+        train(tiny(**{"optimizer.name": "adamx"}), tmp_path)
+    with pytest.raises(RecipeError, match="Crops of 96 pixels"):
+        make_objective(tiny(**{"objective.crop": 96}))
     with pytest.raises(RecipeError, match="binocular"):
         make_objective(load_recipe("croco_nano", {"model": "croco_nano_patch8_64"}))
     with pytest.raises(RecipeError, match="--data"):
@@ -288,21 +298,22 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_pair_lists(photos: Path, tmp_path: Path) -> None:
-    habitat = list_pairs(photos / "habitat_release")
-    assert habitat[1] == (photos / "habitat_release" / "1_1.jpg", photos / "habitat_release" / "1_2.jpg")
-    assert list_pairs(photos / "habitat_release" / "pairs.txt") == habitat
-    assert len(list_pairs(photos)) == 6
+    habitat = ImagePairs(photos / "habitat_release")
+    assert habitat.paths(1) == (photos / "habitat_release" / "1_1.jpg", photos / "habitat_release" / "1_2.jpg")
+    assert ImagePairs(photos / "habitat_release" / "pairs.txt").paths(2) == habitat.paths(2)
+    assert len(habitat) == 3 and len(ImagePairs(photos)) == 6
     both = ImagePairs(f"{photos / 'habitat_release'},{photos / 'arkitscenes'}")
-    assert len(both) == 6 and both[5]["image2"].shape == (70, 80, 3)
+    assert both.paths(2) == habitat.paths(2) and both.paths(3)[0] == photos / "arkitscenes" / "0_1.jpg"
+    assert both.paths(5)[1] == photos / "arkitscenes" / "2_2.jpg" and both[5]["image2"].shape == (70, 80, 3)
 
     with pytest.raises(DataError, match="no training data"):
-        list_pairs(tmp_path / "nowhere")
+        ImagePairs(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"pairs\.txt"):
-        list_pairs(tmp_path / "empty")
+        ImagePairs(tmp_path / "empty")
     (tmp_path / "empty" / "pairs.txt").write_text("a b\na b c\n")
-    with pytest.raises(DataError, match="Line 2"):
-        list_pairs(tmp_path / "empty")
+    with pytest.raises(DataError, match="Entry 2"):
+        ImagePairs(tmp_path / "empty")
     (tmp_path / "empty" / "a").write_text("no image")
     with pytest.raises(ImageError, match="not an image"):
         (tmp_path / "empty" / "pairs.txt").write_text("a a\n")
@@ -319,8 +330,10 @@ def test_training_on_photos(photos: Path, tmp_path: Path) -> None:
     assert make_plan(recipe, 6).steps == 2
     train(recipe, tmp_path / "run", workers=0, progress=False)
     assert len(weights_of(tmp_path / "run")) > 10
-    with pytest.raises(DataError, match="smaller than the crop"):
-        train(load_recipe("croco_nano", TINY | {"data": recipe.data, "objective.crop": 96}), tmp_path / "b", workers=0)
+    too_large = tiny(data=recipe.data, **{"objective.crop": 96, "model_args.img_size": 96})
+    for workers in (0, 1):  # a worker's traceback is left out
+        with pytest.raises(DataError, match=r"^A training image of 70x80 pixels is smaller than the crop"):
+            train(too_large, tmp_path / "b", workers=workers, progress=False)
 
 
 def test_sampler_covers_each_epoch_once() -> None:

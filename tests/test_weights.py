@@ -447,12 +447,19 @@ def test_rules_are_strict() -> None:
     assert not KeyRules(Rename("blocks.*.w.*", "b.*.w.*")).covers(["blocks.0.attn.w.x"])
 
 
+def test_any_header_length(tmp_path: Path) -> None:
+    """The first bytes of a safetensors file are a length: some look like the beginning of a pickle or a zip."""
+    for size in range(0, 256, 8):
+        path = tmp_path / "a.safetensors"
+        save_safetensors({"a": torch.ones(1)}, path, {"note": "x" * size})
+        assert torch.equal(read_checkpoint(path).tensors["a"], torch.ones(1))
+
+
 def test_check_state(tmp_path: Path) -> None:
     expected = {"a.weight": (768, 768), "a.bias": (768,), "mlp.weight": (3072, 768), "head.weight": (10, 768)}
     state = {name: torch.empty(shape) for name, shape in expected.items()}
     check_state(state, expected, name="v", path="f.pth")
     headless = {name: tensor for name, tensor in state.items() if name != "head.weight"}
-    check_state(headless, expected, name="v", path="f.pth", allow_missing=("head.*",))
     with pytest.raises(CheckpointMismatchError, match=r"f\.pth is no checkpoint of v: it lacks 1 of 4 .*head\.weight"):
         check_state(headless, expected, name="v", path="f.pth")
     large = {

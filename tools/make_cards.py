@@ -283,7 +283,7 @@ def training(variant: Variant) -> str:
 
 def _recipe_table(recipe: Recipe) -> str:
     goal, optimizer, plan = recipe.objective, recipe.optimizer, recipe.schedule
-    target = "normalized by patch" if goal["norm_target"] else "as they are"
+    target = "normalized by patch" if recipe.model_args.get("norm_target", True) else "as they are"
     crop = f"random crops of {goal['crop']}, " if "crop" in goal else ""
     stop = f", stopped at {plan.stop}" if plan.stop else ""
     rows = {

@@ -38,7 +38,9 @@ class _RegisterAfterTimm(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> Any:
         if name != "timm":
             return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)  # also asked by who only looks for timm
+        # also asked by who only looks for timm
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next((found for finder in others if (found := finder.find_spec(name, path, target))), None)
         if spec is not None and spec.loader is not None:
             self._loader, spec.loader = spec.loader, self
         return spec

@@ -149,6 +149,9 @@ _SINTEL = tuple(
     for rendering, epe in (("clean", 1.09), ("final", 2.44))
 )
 
+DEFAULT_PAIR = "croco_nano_patch8_64_dec128d4"
+"""What completes photos when nobody names a model: its weights come with the package."""
+
 VARIANTS: tuple[Variant, ...] = (
     Variant(
         architecture="croco_nano_patch8_64_dec128d4",

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zoo import __version__
-from zoo.catalog import VARIANTS, Source, Variant
+from zoo.catalog import DEFAULT_PAIR, VARIANTS, Source, Variant
 from zoo.errors import CorruptWeightsError, ImageError, RecipeError, UnknownVariantError, ZooError
 from zoo.lookup import find_variant
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from zoo.models import ZooModel
 
-_DEFAULT_PAIR = "croco_nano_patch8_64_dec128d4"  # its weights come with the package
 _EXTRAS = {"accelerate": "train", "tensorboard": "train", "yaml": "train", "matplotlib": "demo", "skimage": "demo"}
 
 app = typer.Typer(
@@ -264,7 +263,7 @@ def complete(
     img1: Annotated[Path, typer.Argument(help="The photo to hide and complete.", exists=True, dir_okay=False)],
     img2: Annotated[Path, typer.Argument(help="Another view of the same scene.", exists=True, dir_okay=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write.")],
-    model: Annotated[str, typer.Option(help="A binocular variant.")] = _DEFAULT_PAIR,
+    model: Annotated[str, typer.Option(help="A binocular variant.")] = DEFAULT_PAIR,
     mask_ratio: Annotated[float, typer.Option(min=0.05, max=0.99, help="Share of the photo to hide.")] = 0.9,
     seed: Annotated[int, typer.Option(help="Which patches are hidden.")] = 0,
     size: _Size = None,
@@ -294,7 +293,7 @@ def complete(
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path("demo"),
-    model: Annotated[str, typer.Option(help="A binocular variant.")] = _DEFAULT_PAIR,
+    model: Annotated[str, typer.Option(help="A binocular variant.")] = DEFAULT_PAIR,
     weights: _Weights = None,
 ) -> None:
     """Show completion, features and matches of a real stereo pair.
@@ -308,12 +307,12 @@ def demo(
     run_demo(output, model, weights)
 
 
-def _load(variant: Variant, weights: Path | None) -> Any:
-    """A variant with its own weights or those of a file, in eval mode."""
+def _load(variant: Variant, weights: Path | None, args: dict[str, Any] | None = None) -> Any:
+    """A variant with its own weights or those of a file, in eval mode. args: where a trained one departs from it."""
     import timm
 
     overlay = dict(file=str(weights)) if weights is not None else None
-    return timm.create_model(variant.name, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    return timm.create_model(variant.name, pretrained=True, pretrained_cfg_overlay=overlay, **args or {}).eval()
 
 
 def _parse_size(text: str | None) -> tuple[int, int] | None:
@@ -405,7 +404,7 @@ def export(
 
     if output.suffix not in (".pth", ".pt", ".safetensors"):
         raise typer.BadParameter(f"{output} must end in .pth, .pt or .safetensors.")
-    path = Path(model) if Path(model).is_file() else None
+    path, about = (Path(model) if Path(model).is_file() else None), {}
     if path is None:
         entry = find_variant(model)
     else:
@@ -414,7 +413,7 @@ def export(
         if not name:
             raise typer.BadParameter(f"{path} doesn't say which variant it is of; add --variant.")
         entry = find_variant(name)
-    net: ZooModel = _load(entry, path)
+    net: ZooModel = _load(entry, path, json.loads(about.get("model_args", "{}")))
     state = net.reference_state() if layout is Layout.reference else net.state_dict()
     if output.suffix == ".safetensors":
         weights.save_safetensors(state, output, {"format": "pt", "variant": entry.name})
@@ -453,7 +452,9 @@ def verify(
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe of the zoo, or a .yaml file.")],
-    data: Annotated[str | None, typer.Option(help="Training data: a folder or list, or several with commas.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Folders with a pairs.txt or listing.txt, or such lists; commas between.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the run; default: runs/RECIPE.")
     ] = None,

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo import pictures
+from zoo.catalog import DEFAULT_PAIR
 from zoo.errors import DataError, UnknownVariantError
 from zoo.layers.patchify import patchify
 from zoo.lookup import find_variant
 from zoo.weights import source_of
 
-DEFAULT_MODEL = "croco_nano_patch8_64_dec128d4"
 MASK_RATIO = 0.9  # CroCo, section 3.1
 VIEW_SIZE = (384, 512)  # of the pictures of features and matches: many patches, and still seconds on a CPU
 TOLERANCE = 3.0  # patch widths that a match may be off the truth
@@ -63,7 +63,7 @@ class Matches(NamedTuple):
         return float(self.correct.mean()) if len(self.correct) else 0.0
 
 
-def run_demo(folder: str | Path = "demo", model: str = DEFAULT_MODEL, weights: str | Path | None = None) -> list[Path]:
+def run_demo(folder: str | Path = "demo", model: str = DEFAULT_PAIR, weights: str | Path | None = None) -> list[Path]:
     """Complete, show features of, and match a stereo pair; write three PNG files into `folder` and return them.
 
     model: any binocular variant of the zoo. weights: a file to use in place of the published ones.

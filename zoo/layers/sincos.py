@@ -64,10 +64,20 @@ class SincosPositions(nn.Module):
         self.table, self.grid = self(grid), grid
 
     def fit(self, saved: Tensor) -> Tensor:
-        """A checkpoint's table, for this module's grid; reference checkpoints were trained on square images."""
-        if saved.shape[0] == self.grid[0] * self.grid[1]:
-            return saved
+        """A checkpoint's table (N, dim), for this module's grid.
+
+        Its own grid is taken for square, as in all reference checkpoints, unless it is this module's table.
+        Raises ValueError where a table of another grid would have to be resampled.
+        """
         side = round(saved.shape[0] ** 0.5)
+        own = sincos_table(self.dim, *self.grid, device=saved.device)
+        if self.grid == (side, side) or (saved.shape == own.shape and torch.allclose(saved.float(), own, atol=1e-5)):
+            return saved
+        if self.resample == "bicubic" and side * side != len(saved):
+            raise ValueError(
+                f"A saved table of {len(saved)} positions is not of a square grid and can't be resampled; use "
+                "pos_resample='compute'."
+            )
         return self._other(saved, (side, side), self.grid)
 
     def _other(self, table: Tensor, old_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import torch
 from timm.layers import PatchEmbed
 from timm.layers.helpers import to_2tuple
 from timm.models import checkpoint
@@ -17,6 +16,13 @@ from zoo.models._build import ZooModel, init_linear
 GlobalPool = Literal["", "avg", "max", "avgmax"]
 
 
+def check_pool(global_pool: GlobalPool) -> GlobalPool:
+    """`global_pool`, if it is one that needs no class token. Raises ValueError."""
+    if global_pool not in get_args(GlobalPool):
+        raise ValueError(f"global_pool '{global_pool}' is unknown here; choose avg, max, avgmax or ''.")
+    return global_pool
+
+
 class Backbone(ZooModel):
     """Base of one-image encoders without class token.
 
@@ -24,7 +30,7 @@ class Backbone(ZooModel):
     writes `embed`: images to tokens, and whatever else (positions) every block is called with.
     """
 
-    classifier = "head"
+    head_name = "head"
 
     patch_embed: PatchEmbed
     blocks: nn.ModuleList
@@ -47,7 +53,7 @@ class Backbone(ZooModel):
     def _run_blocks(self, x: Tensor, args: tuple[Any, ...], take: set[int], last: int) -> tuple[Tensor, list[Tensor]]:
         taken = []
         for i, block in enumerate(self.blocks[: last + 1]):
-            if self.grad_checkpointing and self.training and not torch.jit.is_scripting():
+            if self.grad_checkpointing and self.training:
                 x = checkpoint(block, x, *args)
             else:
                 x = block(x, *args)
@@ -140,9 +146,7 @@ class Backbone(ZooModel):
         """A new classifier for `num_classes` (0: none, forward gives features), and another pooling if named."""
         self.num_classes = num_classes
         if global_pool is not None:
-            if global_pool not in ("", "avg", "max", "avgmax"):
-                raise ValueError(f"global_pool '{global_pool}' is unknown here; choose avg, max, avgmax or ''.")
-            self.global_pool = global_pool
+            self.global_pool = check_pool(global_pool)
         like = next(self.parameters())
         if num_classes:
             self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
@@ -156,15 +160,12 @@ class Backbone(ZooModel):
         self.patch_embed.set_input_size(img_size=to_2tuple(img_size))
         update_model_input_size(self, self.patch_embed.img_size)
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.grad_checkpointing = enable
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         return set()
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups for layer-wise learning-rate decay."""
         return dict(stem=r"^pos_embed|patch_embed", blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))])

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 from timm.models import (
+    PretrainedCfg,
     adapt_input_conv,
     build_model_with_cfg,
     generate_default_cfgs,
@@ -29,6 +30,7 @@ from zoo.errors import CheckpointMismatchError, WeightsUnavailableError
 from zoo.layers.sincos import SincosPositions
 from zoo.lookup import find_variant
 from zoo.weights import Checkpoint, KeyRules
+from zoo.weights.sources import BUNDLED, HUB_FILENAME
 
 _logger = logging.getLogger("zoo")
 
@@ -40,7 +42,8 @@ class ZooModel(nn.Module):
     """Foreign key layouts that this form can read, by name; each with rules that say what becomes of every key."""
 
     first_conv = "patch_embed.proj"
-    classifier: str | None = None
+    head_name: str | None = None
+    """The part that a checkpoint may lack or have in another size: then it is drawn anew, with a warning."""
 
     in_chans: int
     num_classes: int
@@ -97,37 +100,46 @@ class ZooModel(nn.Module):
         """Load a safetensors file or a reference checkpoint, strictly, from where it lies.
 
         Only two things may differ from the file: input channels (the first convolution is adapted as timm
-        does) and the classifier (drawn anew when the number of classes is another, which is logged).
+        does) and the head (`head_name`: a classifier of other classes, a dense head to be trained).
         Raises CheckpointMismatchError, CorruptWeightsError or UnsafeCheckpointError (all ValueErrors or OSErrors).
         """
         checkpoint = weights.read_checkpoint(checkpoint_path)
+        path = checkpoint.path
         state = self.adapt_state(dict(self.convert(checkpoint)))
         own = self.state_dict()
         self._adapt_in_chans(state, own)
-        fresh = self._fresh_classifier(state, own)
+        fresh = self._fresh_head(state, own)
         expected = {key: tuple(value.shape) for key, value in own.items() if key not in fresh}
         name = getattr(self, "pretrained_cfg", {}).get("architecture") or type(self).__name__
-        weights.check_state(state, expected, name=name, path=checkpoint.path)
-        state = {key: value.to(own[key].dtype) for key, value in state.items()}
-        self.load_state_dict(state, strict=not fresh, assign=True)
+        weights.check_state(state, expected, name=name, path=path)
+        # Tensors read from a file are views of it. The zoo's own files, which have a record, are only ever
+        # replaced; another one may be rewritten in place, and the model must not change with it.
+        copy = not weights.files.record_path(path).exists()
+        state = {key: value.to(own[key].dtype, copy=copy) for key, value in state.items()}
+        building = next(self.parameters()).is_meta  # else others may hold the parameters: they are copied into
+        self.load_state_dict(state, strict=not fresh, assign=building)
         if fresh:
-            assert self.classifier is not None
-            head = self.get_submodule(self.classifier)
-            head.to_empty(device="cpu")
+            assert self.head_name is not None
+            head = self.get_submodule(self.head_name)
+            if building:
+                head.to_empty(device="cpu")
+            for module in head.modules():
+                if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.LayerNorm)):
+                    module.reset_parameters()
             head.apply(init_linear)
-            _logger.info("%s: the classifier is new, drawn at random for %d classes.", name, self.num_classes)
+            _logger.warning("%s: %s is not in %s and starts at random, to be trained.", name, self.head_name, path)
 
     def _adapt_in_chans(self, state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
         key = self.first_conv + ".weight"
         if key in state and state[key].ndim == 4 and state[key].shape[1] == 3 != own[key].shape[1]:
             state[key] = adapt_input_conv(self.in_chans, state[key])
 
-    def _fresh_classifier(self, state: dict[str, Tensor], own: dict[str, Tensor]) -> set[str]:
-        """Keys of the classifier, if this model's is of another size than the checkpoint's (or that has none)."""
-        if self.classifier is None:
+    def _fresh_head(self, state: dict[str, Tensor], own: dict[str, Tensor]) -> set[str]:
+        """Keys of the head, if this model's is of another size than the checkpoint's (or that has none)."""
+        if self.head_name is None:
             return set()
-        keys = {key for key in own if key.startswith(self.classifier + ".")}
-        theirs = {key for key in state if key.startswith(self.classifier + ".")}
+        keys = {key for key in own if key.startswith(self.head_name + ".")}
+        theirs = {key for key in state if key.startswith(self.head_name + ".")}
         if all(key in state and state[key].shape == own[key].shape for key in keys) and theirs == keys:
             return set()
         for key in theirs:
@@ -161,7 +173,7 @@ def _pretrained_cfg(variant: Variant) -> dict[str, Any]:
     encoder = variant.form == "encoder"
     return dict(
         url=remote,
-        file=str(weights.sources.BUNDLED / packaged) if packaged else None,
+        file=str(BUNDLED / packaged) if packaged else None,
         custom_load=True,  # ZooModel.load_pretrained checks every key and shape
         input_size=variant.input_size,
         fixed_input_size=True,
@@ -223,8 +235,7 @@ def _create(
         )
     overlay = dict(pretrained_cfg_overlay or {})
     if pretrained:
-        cfg = resolve_pretrained_cfg(variant.architecture, pretrained_cfg, overlay).to_dict()
-        path = _weights_file(model_cls, variant, cfg, overlay, cache_dir)
+        path = _weights_file(model_cls, variant, pretrained_cfg, overlay, cache_dir)
         overlay.update(file=str(path), custom_load=True, source=None)
     model = build_model_with_cfg(
         model_cls,
@@ -244,18 +255,27 @@ def _create(
 def _weights_file(
     model_cls: type[ZooModel],
     variant: Variant,
-    cfg: dict[str, Any],
+    pretrained_cfg: Any,
     overlay: dict[str, Any],
     cache_dir: str | Path | None,
 ) -> Path:
     """The local file that `pretrained=True` means: the user's own, a Hub repository's, or the catalog's."""
-    if overlay.get("file"):
-        return Path(overlay["file"])
-    if cfg.get("source") == "local-dir":
-        return Path(cfg["file"]) / "model.safetensors"
-    if cfg.get("source") == "hf-hub":
-        repo, _, revision = cfg["hf_hub_id"].partition("@")
-        return Path(hf_hub_download(repo, "model.safetensors", revision=revision or None, cache_dir=cache_dir))
+    cfg = resolve_pretrained_cfg(variant.architecture, pretrained_cfg, overlay).to_dict()
+    # what the caller named, be it timm for a Hub repository or folder, goes before the catalog
+    named = (pretrained_cfg.to_dict() if isinstance(pretrained_cfg, PretrainedCfg) else pretrained_cfg) or {}
+    named = {**(named if isinstance(named, dict) else {}), **overlay}
+    if named.get("url") or named.get("state_dict"):
+        raise ValueError(
+            f"{variant.architecture} takes its own weights from a file or the Hub, not from a url or state_dict in "
+            "pretrained_cfg; pass pretrained_cfg_overlay=dict(file=...), or call load_state_dict."
+        )
+    if named.get("file"):
+        path = Path(named["file"])
+        return path / HUB_FILENAME if path.is_dir() else path
+    if named.get("hf_hub_id"):
+        repo, _, revision = named["hf_hub_id"].partition("@")
+        filename = named.get("hf_hub_filename") or HUB_FILENAME
+        return Path(hf_hub_download(repo, filename, revision=revision or None, cache_dir=cache_dir))
     tag = cfg.get("tag") or ""
     if not tag:
         raise WeightsUnavailableError(

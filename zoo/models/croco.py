@@ -30,7 +30,7 @@ from zoo.layers.masking import patch_loss, random_mask, restore_tokens, split_ma
 from zoo.layers.patchify import normalize_patches, patch_statistics, patchify, unpatchify
 from zoo.layers.rope import Rope, gather_rope, rope_table
 from zoo.layers.sincos import SincosPositions
-from zoo.models._backbone import Backbone, GlobalPool
+from zoo.models._backbone import Backbone, GlobalPool, check_pool
 from zoo.models._build import ZooModel, init_linear, register_family
 from zoo.models._build import default_cfgs as _default_cfgs
 from zoo.weights import Alias, Drop, KeyRules, Rename
@@ -104,6 +104,16 @@ class CrossBlock(nn.Module):
         return x + self.mlp(self.norm3(x))
 
 
+def _check_head_dim(dim: int, num_heads: int, pos_embed: PosEmbed) -> int:
+    """Channels of a head. Raises ValueError unless rotary positions can turn them, in two axes and in pairs."""
+    if dim % num_heads or (pos_embed == "rope" and dim // num_heads % 4):
+        raise ValueError(
+            f"A width of {dim} can't have {num_heads} heads with {pos_embed} positions; a head's width must be whole"
+            f"{' and divisible by 4' if pos_embed == 'rope' else ''}."
+        )
+    return dim // num_heads
+
+
 class CrocoEncoder(Backbone):
     """CroCo's image encoder as a timm backbone: a ViT without class token.
 
@@ -140,7 +150,7 @@ class CrocoEncoder(Backbone):
         dd = dict(device=device, dtype=dtype)
         self.num_classes = num_classes
         self.in_chans = in_chans
-        self.global_pool = global_pool
+        self.global_pool = check_pool(global_pool)
         self.embed_dim = self.num_features = self.head_hidden_size = embed_dim
         self.patch_size = patch_size
         self.dynamic_img_size = dynamic_img_size
@@ -148,8 +158,13 @@ class CrocoEncoder(Backbone):
             img_size, patch_size, in_chans, embed_dim, output_fmt="NHWC", strict_img_size=not dynamic_img_size, **dd
         )
         self.rope_base = rope_base
-        self.head_dim = embed_dim // num_heads
+        self.head_dim = _check_head_dim(embed_dim, num_heads, pos_embed)
         grid = self.patch_embed.grid_size
+        if self.patch_embed.img_size != tuple(side * patch_size for side in grid):
+            raise ImageError(
+                f"Patches of {patch_size} pixels don't fill images of {self.patch_embed.img_size}; choose an img_size "
+                f"whose sides are multiples of {patch_size}."
+            )
         self.pos_embed = SincosPositions(embed_dim, grid, pos_resample, device) if pos_embed == "sincos" else None
         self.blocks = nn.ModuleList(
             Block(embed_dim, num_heads, mlp_ratio, qkv_bias, proj_drop_rate, attn_drop_rate, rate, **dd)  # type: ignore[arg-type]
@@ -204,11 +219,13 @@ CrocoEncoder.layouts = {
         Drop("dec_blocks.*", "belongs to the decoder"),
         Drop("dec_norm.*", "belongs to the decoder"),
         Drop("prediction_head.*", "predicts pixels from the decoder"),
+        Drop("head.dpt.*", "the dense head of CroCo-Stereo and CroCo-Flow"),
     ),
     "CroCo pair": KeyRules(
         Rename("encoder.*", "*"),
         Drop("decoder.*", "the two-image decoder"),
         Drop("head.*", "predicts pixels from the decoder"),
+        Drop("dense.*", "the dense head"),
     ),
 }
 
@@ -256,7 +273,7 @@ class Decoder(nn.Module):
         )
         self.norm = LayerNorm(dim, **dd)
         self.num_heads = num_heads
-        self.head_dim = dim // num_heads
+        self.head_dim = _check_head_dim(dim, num_heads, pos_embed)
 
     def init_weights(self) -> None:
         self.apply(init_linear)
@@ -282,7 +299,8 @@ class Decoder(nn.Module):
         x1, x2 = self.embed(x1), self.embed(x2)
         num1 = grid1[0] * grid1[1]
         if visible is not None:
-            assert self.mask_token is not None, "this decoder was made without a mask token"
+            if self.mask_token is None:
+                raise ValueError("This model was made without a mask token, so nothing can be hidden; see `completes`.")
             x1 = restore_tokens(x1, visible, self.mask_token, num1)
         rope1 = rope2 = None
         if self.pos_embed is not None:
@@ -489,7 +507,13 @@ class PairModel(ZooModel):
         (B, hidden, patch * patch * C) with the patches' numbers (B, hidden); with all_patches the prediction
         is (B, N, patch * patch * C). Pixels are normalized by patch if `norm_target`.
         """
-        assert self.head is not None, "this model was made without a pixel head"
+        if self.head is None:
+            raise ValueError("This model was made without a pixel head, so it can't complete; choose a binocular one.")
+        rows, columns = self._grid(img1)
+        if mask.shape[1] != rows * columns:
+            raise ImageError(
+                f"The mask has {mask.shape[1]} patches, but image 1 has {rows} x {columns}; make it for this size."
+            )
         visible, hidden_index = split_mask(mask, hidden)
         x1, _ = self._encode(img1, visible)
         x2, _ = self._encode(img2)
@@ -522,10 +546,10 @@ class PairModel(ZooModel):
         if mask is None:
             mask = random_mask(len(img1), grid[0] * grid[1], mask_ratio, generator)
         counts = mask.sum(dim=1).tolist()
-        if mask.shape != (len(img1), grid[0] * grid[1]) or len(set(counts)) > 1:
+        if mask.shape != (len(img1), grid[0] * grid[1]) or len(set(counts)) > 1 or not 0 < counts[0] < mask.shape[1]:
             raise ValueError(
                 f"A mask of shape {tuple(mask.shape)} hiding {sorted(set(counts))} patches does not fit "
-                f"{len(img1)} images of {grid[0]} x {grid[1]} patches; hide the same number in each."
+                f"{len(img1)} images of {grid[0]} x {grid[1]} patches; hide the same number in each, some and not all."
             )
         mask = mask.to(img1.device)
         prediction, index = self.predict(img1, img2, mask, counts[0])
@@ -540,7 +564,7 @@ class PairModel(ZooModel):
         return Completion(unpatchify(patches, self.patch_size, grid), mask, loss)
 
     def reference_settings(self) -> dict[str, Any]:
-        """The reference's own constructor arguments, as its v2 checkpoints hold them under croco_kwargs."""
+        """The reference's own constructor arguments, under the name that its v2 checkpoints hold them."""
         encoder, decoder = self.encoder, self.decoder
         height, width = encoder.patch_embed.img_size
         rope = decoder.pos_embed is None
@@ -554,6 +578,7 @@ class PairModel(ZooModel):
                 dec_embed_dim=decoder.dim,
                 dec_depth=len(decoder.blocks),
                 dec_num_heads=decoder.num_heads,
+                norm_im2_in_dec=not isinstance(getattr(decoder.blocks[0], "norm_memory", None), nn.Identity),
                 pos_embed=f"RoPE{decoder.rope_base:g}" if rope else "cosine",
             )
         )
@@ -567,16 +592,13 @@ class PairModel(ZooModel):
                 picked = rgb.mean(1, keepdim=True) if self.in_chans == 1 else rgb[:, torch.arange(self.in_chans) % 3]
                 state[key] = picked.flatten(0, 1)
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.encoder.set_grad_checkpointing(enable)
         self.decoder.grad_checkpointing = enable
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups for layer-wise learning-rate decay: encoder first, then decoder."""
         return dict(
@@ -627,7 +649,10 @@ class DensePairModel(PairModel):
 
     out_chans: CroCo-Stereo has 2 (disparity in pixels, confidence), CroCo-Flow 3 (x and y in pixels,
     confidence). hooks: which four blocks of `forward_intermediates` the head reads.
+    A PairModel's weights load too, reference or ours: then the head starts at random, to be fine-tuned.
     """
+
+    head_name = "dense"
 
     def __init__(
         self,
@@ -713,7 +738,18 @@ DensePairModel.layouts = {
             )
         ),
         Rename("head.dpt.head.*", "dense.output.*"),
-    )
+    ),
+    "CroCo pair, the reference's": KeyRules(
+        Drop("mask_token", "stands for hidden patches only"),
+        Drop("prediction_head.*", "predicts pixels"),
+        *_pair_rules().rules,
+    ),
+    "CroCo pair": KeyRules(
+        Drop("decoder.mask_token", "stands for hidden patches only"),
+        Drop("head.*", "predicts pixels"),
+        Rename("encoder.*", "encoder.*"),
+        Rename("decoder.*", "decoder.*"),
+    ),
 }
 
 
@@ -725,6 +761,8 @@ class TimmEncoder(nn.Module):
 
     def __init__(self, vit: VisionTransformer) -> None:
         super().__init__()
+        vit.reset_classifier(0, "")  # what only a classifier uses would be left without gradients
+        vit.fc_norm = nn.Identity()
         self.vit = vit
         self.pretrained_cfg = vit.pretrained_cfg
         self.embed_dim = vit.embed_dim
@@ -811,7 +849,7 @@ def create_pair_model(
     pair = PairModel(
         decoder_dim=dim,
         decoder_depth=depth,
-        decoder_num_heads=decoder_num_heads or dim // (64 if dim >= 768 else 32),
+        decoder_num_heads=decoder_num_heads or max(1, dim // (64 if dim >= 768 else 32)),
         decoder_block=block,  # type: ignore[arg-type]
         norm_memory=norm_memory,
         pos_embed=pos_embed,

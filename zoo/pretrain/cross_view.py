@@ -69,7 +69,6 @@ class CrossViewCompletion(nn.Module):
         self,
         model: PairModel,
         mask_ratio: float = 0.9,
-        norm_target: bool = True,
         crop: int | None = None,
         color_jitter: float = 0.0,
     ) -> None:
@@ -80,12 +79,20 @@ class CrossViewCompletion(nn.Module):
                 "`zoo list --form binocular` as the recipe's model."
             )
         self.model = model
-        model.norm_target = norm_target
+        size = model.encoder.patch_embed.img_size
+        if crop is not None and size != (crop, crop):
+            raise RecipeError(
+                f"Crops of {crop} pixels don't fit a model made for {size[0]}x{size[1]}; set objective.crop, or "
+                "model_args.img_size."
+            )
         patches = model.encoder.patch_embed.num_patches
         self.hidden = num_hidden(patches, mask_ratio)
         self.transform = PairTransform(patches, mask_ratio, crop, color_jitter)
         cfg = model.pretrained_cfg
         self.normalize = transforms.Normalize(cfg["mean"], cfg["std"])
+
+    def no_weight_decay(self) -> set[str]:
+        return {f"model.{name}" for name in self.model.no_weight_decay()}
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """image1, image2 (B, 3, H, W) uint8 and mask (B, N) bool -> the loss."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import math
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import timm
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from zoo.errors import DivergedError, RecipeError, TrainingError
+from zoo.errors import DivergedError, RecipeError, TrainingError, ZooError
 from zoo.lookup import find_variant
 from zoo.models.croco import create_pair_model
 from zoo.pretrain.cross_view import CrossViewCompletion
@@ -83,13 +84,16 @@ def make_objective(recipe: Recipe) -> Any:
     name = settings.pop("name", None)
     if name not in OBJECTIVES:
         raise RecipeError(f"The objective '{name}' is unknown; choose {', '.join(OBJECTIVES)}.")
+    if recipe.model != "create_pair_model" and not timm.is_model(recipe.model):
+        find_variant(recipe.model)  # names the nearest ones
     torch.manual_seed(recipe.seed)
-    if recipe.model == "create_pair_model":
-        model: nn.Module = create_pair_model(**recipe.model_args)
-    else:
-        if not timm.is_model(recipe.model):
-            find_variant(recipe.model)  # names the nearest ones
-        model = timm.create_model(recipe.model, **recipe.model_args)
+    try:
+        if recipe.model == "create_pair_model":
+            model: nn.Module = create_pair_model(**recipe.model_args)
+        else:
+            model = timm.create_model(recipe.model, **recipe.model_args)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RecipeError(f"The recipe's model_args don't fit {recipe.model} ({error}); correct them.") from error
     try:
         return OBJECTIVES[name](model, **settings)
     except TypeError as error:
@@ -100,13 +104,16 @@ def make_optimizer(recipe: Recipe, objective: nn.Module) -> torch.optim.Optimize
     """timm's optimizer with no decay on biases and 1-D parameters, nor where the model says so."""
     settings = recipe.optimizer
     betas: dict[str, Any] = dict(betas=settings.betas) if "adam" in settings.name else {}
-    return create_optimizer_v2(
-        objective,
-        opt=settings.name,
-        lr=recipe.learning_rate(),
-        weight_decay=settings.weight_decay,
-        **betas,
-    )
+    try:
+        return create_optimizer_v2(
+            objective,
+            opt=settings.name,
+            lr=recipe.learning_rate(),
+            weight_decay=settings.weight_decay,
+            **betas,
+        )
+    except ValueError as error:  # a name that timm does not know
+        raise RecipeError(f"The optimizer '{settings.name}' can't be made ({error}); see timm.optim.") from error
 
 
 def _make_accelerator(recipe: Recipe, accumulate: int) -> Accelerator:
@@ -162,10 +169,10 @@ def train(
         for step in range(start, plan.steps):
             lr = plan.learning_rate(step)
             for group in optimizer.param_groups:
-                group["lr"] = lr * group.get("lr_scale", 1.0)
+                group["lr"] = lr
             total = torch.zeros((), device=accelerator.device)
             for part in range(accumulate):
-                batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in next(batches).items()}
+                batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in _next(batches).items()}
                 torch.manual_seed(_seed(recipe.seed, step, part, rank))
                 with accelerator.accumulate(wrapped):
                     loss = wrapped(batch)
@@ -179,9 +186,9 @@ def train(
             bar.update()
 
             done = step + 1
-            saving = done % recipe.checkpoint_steps == 0 or done == plan.steps
+            saving = done % recipe.checkpoint_steps == 0 or done == plan.steps or (stop.wished and world == 1)
             if done % recipe.log_steps == 0 or saving:
-                # the wish to stop travels with the losses, so that all processes stop at the same step
+                # the wish to stop travels with the losses, so that several processes stop at the same step
                 report = accelerator.reduce(
                     torch.stack([*losses, total.new_tensor(float(stop.wished))]), "mean"
                 ).tolist()
@@ -244,7 +251,7 @@ def dry_run(recipe: Recipe, *, workers: int = 0, accumulate: int = 1, steps: int
         hours=per_step * plan.steps / 3600,
         memory_bytes=torch.cuda.max_memory_allocated()
         if cuda
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         device=str(accelerator.device),
     )
 
@@ -316,7 +323,12 @@ class _Run:
         return dict(loss=f"{row['loss']:.4f}", images_s=f"{row['images_per_second']:.0f}")
 
     def save(self, step: int, objective: nn.Module, optimizer: Any) -> None:
-        """Write everything needed to go on, in one file that appears whole or not at all."""
+        """Write everything needed to go on, in one file that appears whole or not at all.
+
+        Raises DivergedError for weights that are not finite: a run could never go on from those.
+        """
+        if not all(parameter.isfinite().all() for parameter in objective.parameters()):
+            _raise_diverged("The weights", step, self.plan)
         tensors = {f"objective.{key}": value for key, value in objective.state_dict().items()}
         for index, values in optimizer.state_dict()["state"].items():
             tensors.update({f"optimizer.{index}.{name}": value for name, value in values.items()})
@@ -330,9 +342,11 @@ class _Run:
     def finish(self, model: nn.Module) -> None:
         """Write the trained model's weights and the loss curve."""
         about = dict(architecture=self.recipe.model, recipe=self.recipe.name, steps=str(self.plan.steps))
+        about["model_args"] = json.dumps(self.recipe.model_args)
         save_safetensors(model.state_dict(), self.weights, about)
         self.board.close()
-        draw_loss(self.rows, self.folder / "loss.png", self.recipe.name)
+        if self.rows:  # the log may be gone while the checkpoint is there
+            draw_loss(self.rows, self.folder / "loss.png", self.recipe.name)
 
 
 def draw_loss(rows: list[dict[str, Any]], path: Path, title: str) -> None:
@@ -357,7 +371,10 @@ def draw_loss(rows: list[dict[str, Any]], path: Path, title: str) -> None:
 
 
 class _StopSignal:
-    """Ctrl-C or a scheduler's SIGTERM: finish the step, save, stop. A second Ctrl-C stops at once."""
+    """Ctrl-C or a scheduler's SIGTERM: finish the step (several processes: up to the next logged one), save, stop.
+
+    A second Ctrl-C stops at once.
+    """
 
     def __init__(self) -> None:
         self.wished = False
@@ -377,6 +394,15 @@ class _StopSignal:
         self.wished = True
 
 
+def _next(batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The next batch; what a data worker raises comes as its sentence, without the worker's traceback."""
+    try:
+        return next(batches)
+    except ZooError as error:
+        kind = type(error)
+        raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from None
+
+
 def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
@@ -389,9 +415,12 @@ def _whole_lines(path: Path) -> list[str]:
 def _check_finite(losses: list[float], done: int, plan: Plan) -> None:
     for i, loss in enumerate(losses):
         if not math.isfinite(loss):
-            step = done - len(losses) + i
-            raise DivergedError(
-                f"The loss became {loss} at step {step + 1} of {plan.steps}, learning rate "
-                f"{plan.learning_rate(step):.3g}; try a lower learning rate, a longer warm-up, "
-                "optimizer.clip_grad: 1.0, or precision: fp32, from the last checkpoint or anew."
-            )
+            _raise_diverged("The loss", done - len(losses) + i + 1, plan)
+
+
+def _raise_diverged(what: str, step: int, plan: Plan) -> NoReturn:
+    raise DivergedError(
+        f"{what} became NaN or infinite at step {step} of {plan.steps}, learning rate "
+        f"{plan.learning_rate(step - 1):.3g}; try a lower learning rate, a longer warm-up, optimizer.clip_grad: 1.0, "
+        "or precision: fp32, from the last checkpoint or anew."
+    )

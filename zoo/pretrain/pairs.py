@@ -5,19 +5,46 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from zoo.errors import DataError
 from zoo.pictures import read_image
 
 
-def list_pairs(root: str | Path) -> list[tuple[Path, Path]]:
-    """All pairs below `root`: a list file, a folder with a list in it, or a folder of such folders.
+class _PairList:
+    """One list file; its lines stay bytes in an array, since millions of Paths would fill each process's memory."""
+
+    def __init__(self, path: Path) -> None:
+        lines = [line.strip() for line in path.read_bytes().splitlines()]
+        self.path = path
+        self.lines = np.array([line for line in lines if line])
+        if not len(self.lines):
+            raise DataError(f"The list of pairs {path} is empty; write one pair a line.")
+        if path.name != "listing.txt":
+            for number, line in enumerate(self.lines, start=1):
+                if len(line.split()) != 2:
+                    raise DataError(
+                        f"Entry {number} of {path} names {len(line.split())} images; write two a line, 'img1 img2'."
+                    )
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, index: int) -> tuple[Path, Path]:
+        line, folder = self.lines[index].decode(), self.path.parent
+        first, second = (f"{line}_1.jpg", f"{line}_2.jpg") if self.path.name == "listing.txt" else line.split()
+        return folder / first, folder / second
+
+
+def find_lists(root: str | Path) -> list[Path]:
+    """The lists of pairs that `root` means: a list file, a folder with one in it, or a folder of such folders.
 
     pairs.txt: lines "img1 img2" (habitat_release). listing.txt: lines "x", meaning x_1.jpg and x_2.jpg (the
     real datasets of CroCo v2). Paths are relative to the list's folder. Raises DataError (a ValueError).
     """
     root = Path(root)
     if root.is_file():
-        return _read_list(root)
+        return [root]
     if not root.is_dir():
         raise DataError(f"There is no training data at {root}; give a folder or list of pairs with --data.")
     lists = [root / name for name in ("pairs.txt", "listing.txt") if (root / name).is_file()]
@@ -28,32 +55,24 @@ def list_pairs(root: str | Path) -> list[tuple[Path, Path]]:
             f"{root} has no list of pairs; it needs a pairs.txt (lines 'img1 img2') or a listing.txt (lines 'x' for "
             "x_1.jpg, x_2.jpg), or subfolders with one."
         )
-    return [pair for path in lists for pair in _read_list(path)]
-
-
-def _read_list(path: Path) -> list[tuple[Path, Path]]:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    folder = path.parent
-    if not lines:
-        raise DataError(f"The list of pairs {path} is empty; write one pair a line.")
-    if path.name == "listing.txt":
-        return [(folder / f"{line}_1.jpg", folder / f"{line}_2.jpg") for line in lines]
-    pairs = [line.split() for line in lines]
-    for number, pair in enumerate(pairs, start=1):
-        if len(pair) != 2:
-            raise DataError(f"Line {number} of {path} names {len(pair)} images; write two, 'img1 img2'.")
-    return [(folder / first, folder / second) for first, second in pairs]
+    return lists
 
 
 class ImagePairs:
-    """Map-style dataset of photo pairs; `path` is one of `list_pairs`' roots, or several joined by commas."""
+    """Map-style dataset of photo pairs; `path` is one of `find_lists`' roots, or several joined by commas."""
 
     def __init__(self, path: str | Path) -> None:
-        self.pairs = [pair for root in str(path).split(",") for pair in list_pairs(root.strip())]
+        self.lists = [_PairList(found) for root in str(path).split(",") for found in find_lists(root.strip())]
+        self.ends = np.cumsum([len(pairs) for pairs in self.lists])
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return int(self.ends[-1])
+
+    def paths(self, index: int) -> tuple[Path, Path]:
+        """The two files of a pair."""
+        which = int(np.searchsorted(self.ends, index, side="right"))
+        return self.lists[which][index - int(self.ends[which])]  # from the list's end
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        first, second = self.pairs[index]
+        first, second = self.paths(index)
         return dict(image1=read_image(first), image2=read_image(second))

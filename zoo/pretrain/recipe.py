@@ -50,7 +50,8 @@ class Recipe:
     """One training run. batch_size counts samples of a step over all processes.
 
     model, model_args: what timm.create_model makes, or `create_pair_model` and its arguments. objective: its name
-    and settings. data: the source's name and settings. precision: "fp32" or "bf16" (autocast). source: where the settings come from.
+    and settings. data: the source's name and settings. precision: "fp32" or "bf16" (autocast). source: where the
+    settings come from.
     """
 
     name: str
@@ -137,6 +138,9 @@ def _parse(cls: Any, settings: dict[str, Any], where: str) -> Any:
             raise RecipeError(f"{where} has schedule.unit '{values['schedule'].unit}'; choose epochs or steps.")
         if values.get("precision", "fp32") not in ("fp32", "bf16"):
             raise RecipeError(f"{where} has precision '{values['precision']}'; choose fp32 or bf16.")
+        for key in ("batch_size", "checkpoint_steps", "log_steps"):
+            if values.get(key, 1) < 1:
+                raise RecipeError(f"{where} has {key}: {values[key]}; it must be at least 1.")
     if cls is Optimizer and "betas" in values:
         values["betas"] = tuple(values["betas"])
     return cls(**values)

@@ -142,16 +142,13 @@ def check_state(
     *,
     name: str,
     path: str | Path,
-    allow_missing: Iterable[str] = (),
 ) -> None:
     """Compare names and shapes with those of the model, strictly.
 
     expected: shape by name. name: the variant's. path: the file's, both for the message.
-    allow_missing: patterns (see `Rename`) of names that may be absent, such as a new head's.
     Raises CheckpointMismatchError with counts, up to 3 examples of each kind, and what the file looks like.
     """
-    allowed = tuple(allow_missing)
-    missing = [key for key in expected if key not in state and not any(_match(a, key) is not None for a in allowed)]
+    missing = [key for key in expected if key not in state]
     unexpected = [key for key in state if key not in expected]
     reshaped = {
         key: (tuple(state[key].shape), tuple(shape))

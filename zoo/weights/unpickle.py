@@ -72,11 +72,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     head = mapped[:64]
     if head.startswith(_ZIP_MAGIC):
         data = _read_zip(path, mapped)
-    elif head.startswith(b"\x80"):
-        data = _read_legacy(path, mapped)
-    elif head[8:9] == b"{":
+    elif head[8:9] == b"{":  # before pickles: the length in front of it may begin with any byte
         mapped.close()
         return _read_safetensors(path)
+    elif head.startswith(b"\x80"):
+        data = _read_legacy(path, mapped)
     else:
         page = head.lstrip()[:1] == b"<"
         raise CorruptWeightsError(
