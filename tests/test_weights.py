@@ -13,6 +13,7 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections import OrderedDict
@@ -740,12 +741,19 @@ def test_no_network_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_hanging_name_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_HUB_ORG", "someone")
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: time.sleep(20))
+    over = threading.Event()
+
+    def hang(*args: object, **kwargs: object) -> None:
+        over.wait(20)
+        raise OSError("the test is over")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
     use_hub(monkeypatch, "https://huggingface.invalid")
     start = time.monotonic()
     with pytest.raises(WeightsUnavailableError, match="no answer within 2 s"):
         fetch(variant_of(Source("url", "https://naverlabs.invalid/CroCo.pth")), convert)
     assert time.monotonic() - start < 5.0
+    over.set()
 
 
 def test_variant_without_weights(no_network: None) -> None:
