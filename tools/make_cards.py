@@ -292,7 +292,7 @@ def _recipe_table(recipe: Recipe) -> str:
         "Batch": f"{recipe.batch_size} pairs",
         "Optimizer": f"{optimizer.name}, betas {_numbers(optimizer.betas)}, weight decay {optimizer.weight_decay:g}, "
         f"peak learning rate {recipe.learning_rate():g}",
-        "Schedule": f"{plan.warmup} {plan.unit} of linear warm-up, cosine over {plan.length} {plan.unit}{stop}",
+        "Schedule": f"{plan.warmup:g} {plan.unit} of linear warm-up, cosine over {plan.length:g} {plan.unit}{stop}",
         "Precision": recipe.precision,
     }
     return _table(rows)

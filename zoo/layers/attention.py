@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from timm.layers import use_fused_attn
 from torch import Tensor, nn
 
+from zoo.layers.masking import take_tokens
 from zoo.layers.rope import Rope, apply_rope
 
 
@@ -49,9 +50,16 @@ class SelfAttention(_Attention):
         self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: Tensor, rope: Rope | None = None) -> Tensor:
-        """x (B, N, C) -> B, N, C."""
-        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+    def forward(self, x: Tensor, rope: Rope | None = None, places: Tensor | None = None) -> Tensor:
+        """x (B, N, C) -> B, N, C.
+
+        places: (B, N), if x (B, n, C) has each distinct token once: which one stands at each place. They are then
+        projected once, not at each place.
+        """
+        x = self.qkv(x)
+        if places is not None:
+            x = take_tokens(x, places)
+        qkv = x.unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
         if rope is not None:
             q, k = apply_rope(qkv[:2], rope).unbind(0)  # both in one pass
         else:

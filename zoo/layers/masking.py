@@ -35,12 +35,17 @@ def take_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
-def restore_tokens(visible_tokens: Tensor, visible: Tensor, mask_token: Tensor, num_patches: int) -> Tensor:
-    """The full sequence B, N, C: tokens at their places `visible` (B, n), `mask_token` (1, 1, C) elsewhere."""
-    batch, _, dim = visible_tokens.shape
+def add_mask_token(tokens: Tensor, visible: Tensor, mask_token: Tensor, num_patches: int) -> tuple[Tensor, Tensor]:
+    """The full sequence, told in short: tokens with one `mask_token` behind them (B, n + 1, C), and which of those
+    each of the N places is (B, N). `take_tokens` of the two is the sequence itself.
+
+    visible: the tokens' places (B, n). mask_token: (1, 1, C), at all other places.
+    """
+    batch, count, dim = tokens.shape
     # under autocast the tokens may be of lower precision than the parameter
-    full = mask_token.to(visible_tokens.dtype).expand(batch, num_patches, dim)
-    return full.scatter(1, visible.unsqueeze(-1).expand(-1, -1, dim), visible_tokens)
+    short = torch.cat((tokens, mask_token.to(tokens.dtype).expand(batch, 1, dim)), dim=1)
+    places = visible.new_full((batch, num_patches), count)
+    return short, places.scatter(1, visible, torch.arange(count, device=visible.device).expand(batch, count))
 
 
 def patch_loss(prediction: Tensor, target: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import timm
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from timm.layers import DropPath, Mlp, PatchEmbed, calculate_drop_path_rates
 from timm.models import VisionTransformer, checkpoint
 from timm.models._features import feature_take_indices
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from zoo.errors import ImageError
 from zoo.layers.attention import CrossAttention, SelfAttention
 from zoo.layers.dpt import DPTHead
-from zoo.layers.masking import patch_loss, random_mask, restore_tokens, split_mask, take_tokens
+from zoo.layers.masking import add_mask_token, patch_loss, random_mask, split_mask, take_tokens
 from zoo.layers.patchify import normalize_patches, patch_statistics, patchify, unpatchify
 from zoo.layers.rope import Rope, gather_rope, rope_table
 from zoo.layers.sincos import SincosPositions
@@ -98,8 +99,17 @@ class CrossBlock(nn.Module):
         self.norm3 = LayerNorm(dim, **dd)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), **dd)
 
-    def forward(self, x: Tensor, memory: Tensor, rope: Rope | None = None, memory_rope: Rope | None = None) -> Tensor:
-        x = x + self.attn(self.norm1(x), rope)
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor,
+        rope: Rope | None = None,
+        memory_rope: Rope | None = None,
+        places: Tensor | None = None,
+    ) -> Tensor:
+        """x (B, N, C), or in short (see `SelfAttention`), and memory (B, M, C) -> B, N, C."""
+        y = self.attn(self.norm1(x), rope, places)
+        x = (x if places is None else take_tokens(x, places)) + y
         x = x + self.cross_attn(self.norm2(x), self.norm_memory(memory), rope, memory_rope)
         return x + self.mlp(self.norm3(x))
 
@@ -186,20 +196,19 @@ class CrocoEncoder(Backbone):
         nn.init.zeros_(self.patch_embed.proj.bias)
 
     def embed(self, x: Tensor, visible: Tensor | None = None) -> tuple[Tensor, tuple[Rope | None]]:
-        x = self.patch_embed(x)  # B, h, w, D
-        grid = (x.shape[1], x.shape[2])
-        # the convolution's memory order (channels before places) would stay with the sum of all blocks
-        x = x.flatten(1, 2).contiguous()
-        rope = None
+        grid = self.patch_embed.dynamic_feat_size((x.shape[-2], x.shape[-1]))
+        if visible is None:
+            # B, h, w, D; the convolution's memory order (channels before places) would stay with all blocks' sums
+            x = self.patch_embed(x).flatten(1, 2).contiguous()
+        else:  # hidden patches are not even embedded
+            p, proj = self.patch_size, self.patch_embed.proj
+            patches = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
+            x = F.linear(take_tokens(patches, visible), proj.weight.flatten(1), proj.bias)
         if self.pos_embed is None:
             rope = rope_table(self.head_dim, *grid, self.rope_base, x.device)
-            if visible is not None:
-                rope = gather_rope(rope, visible)
-        else:
-            x = x + self.pos_embed(grid).to(x.dtype)
-        if visible is not None:
-            x = take_tokens(x, visible)
-        return x, (rope,)
+            return x, (rope if visible is None else gather_rope(rope, visible),)
+        table = self.pos_embed(grid).to(x.dtype)
+        return x + (table if visible is None else table[visible]), (None,)
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         super().set_input_size(img_size)
@@ -298,10 +307,14 @@ class Decoder(nn.Module):
         """
         x1, x2 = self.embed(x1), self.embed(x2)
         num1 = grid1[0] * grid1[1]
+        places = None
         if visible is not None:
             if self.mask_token is None:
                 raise ValueError("This model was made without a mask token, so nothing can be hidden; see `completes`.")
-            x1 = restore_tokens(x1, visible, self.mask_token, num1)
+            x1, places = add_mask_token(x1, visible, self.mask_token, num1)
+            # mask tokens with rotary positions are all alike until the first attention, so CrossBlock projects one
+            if self.pos_embed is not None or self.image_embed is not None:
+                x1, places = take_tokens(x1, places), None
         rope1 = rope2 = None
         if self.pos_embed is not None:
             x1 = x1 + self.pos_embed(grid1).to(x1.dtype)
@@ -320,7 +333,11 @@ class Decoder(nn.Module):
 
         taken = []
         for i, block in enumerate(self.blocks):
-            x = checkpoint(block, x, *args) if self.grad_checkpointing and self.training else block(x, *args)
+            more = (places,) if places is not None and i == 0 else ()
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(block, x, *args, *more)
+            else:
+                x = block(x, *args, *more)
             if i in indices:
                 taken.append(x[:, :num1])
         x = self.norm(x[:, :num1])
