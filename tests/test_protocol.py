@@ -178,7 +178,7 @@ def test_binocular(name: str) -> None:
         assert result.image.shape == img1.shape and result.loss.isfinite()
         visible = ~mask.reshape(2, 1, 2, 3).repeat_interleave(p, 2).repeat_interleave(p, 3).expand_as(img1)
         assert torch.equal(result.image[visible], img1[visible])
-        assert not torch.isclose(result.image[~visible], img1[~visible]).any(dim=-1).all()
+        assert torch.isclose(result.image[~visible], img1[~visible]).float().mean() < 0.1
         again = [model.complete(img1, img2, generator=torch.Generator().manual_seed(1)).image for _ in range(2)]
         assert torch.equal(*again)
         with pytest.raises(ValueError, match="hide the same number"):

@@ -285,7 +285,7 @@ def _recipe_table(recipe: Recipe) -> str:
     goal, optimizer, plan = recipe.objective, recipe.optimizer, recipe.schedule
     target = "normalized by patch" if recipe.model_args.get("norm_target", True) else "as they are"
     crop = f"random crops of {goal['crop']}, " if "crop" in goal else ""
-    stop = f", stopped at {plan.stop}" if plan.stop else ""
+    stop = f", stopped at {plan.stop:g}" if plan.stop else ""
     rows = {
         "Objective": f"cross-view completion, {goal['mask_ratio']:.0%} of image 1's patches hidden, pixels {target}",
         "Augmentation": f"{crop}color jitter of strength {goal['color_jitter']}, drawn for each image",

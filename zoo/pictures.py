@@ -187,7 +187,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=100, facecolor="white")
+        figure.savefig(path, dpi=110, facecolor="white")
     except (OSError, ValueError) as error:
         raise ImageError(f"The picture can't be written to {path} ({error}); choose another path.") from error
     return path
