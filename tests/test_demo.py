@@ -24,7 +24,7 @@ def test_demo_with_packaged_weights(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert sorted((tmp_path / "demo").iterdir()) == sorted(paths)
     for path in paths:
         image = np.asarray(Image.open(path).convert("RGB"))
-        assert min(image.shape[:2]) > 1000
+        assert min(image.shape[:2]) > 700
         assert image.std() > 40  # something is on it
     told = capsys.readouterr().out
     assert "2.9 M parameters, from package" in told
