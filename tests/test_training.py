@@ -125,7 +125,10 @@ def test_stop_signal_saves(number: signal.Signals, tmp_path: Path) -> None:
     deadline = time.monotonic() + 60
     while not (tmp_path / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    os.killpg(process.pid, number)  # as a terminal's Ctrl-C: to the data workers too
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal's Ctrl-C: to the data workers too
+    else:
+        process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert b"with everything saved" in errors
     last = read_log(tmp_path)[-1]["step"]

@@ -53,11 +53,8 @@ class _Prepared(Dataset):
         return self.transform(self.source[index], seed)
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    """Terminals and schedulers send these to all processes, but the run is to save before it stops. A worker ends
-    when its loader tells it to, or when the main process is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _leave_ctrl_c_to_the_main_process(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the run is to save before it stops
 
 
 class StepSampler:
@@ -113,5 +110,5 @@ def make_loader(
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_leave_signals_to_the_main_process,
+        worker_init_fn=_leave_ctrl_c_to_the_main_process,
     )
