@@ -57,8 +57,10 @@ class Variant:
     architecture: timm's grammar: family, size, patch, image size, then what is special.
     tag: what the weights were trained on; "" for an architecture without published weights.
     family: the file in zoo/models that builds it.
-    form: "encoder", "binocular" (encoder + two-image decoder) or "dense" (binocular + dense head).
-    args: arguments of the family's constructor for this form.
+    form: "encoder" (a one-image backbone, with a classifier if the weights have one), "pretraining" (a backbone
+        with what its pretext task adds), "binocular" (encoder + two-image decoder) or "dense" (binocular + dense
+        head).
+    args: arguments of the family's constructor for this form; tags of one architecture may differ in them.
     parameters: number of trained parameters.
     num_classes: classes of the weights' own classifier, 0 for none.
     input_size: channels, height, width. mean, std: of the normalization that the weights expect.
@@ -155,7 +157,7 @@ _SINTEL = tuple(
 DEFAULT_PAIR = "croco_nano_patch8_64_dec128d4"
 """What completes photos when nobody names a model: its weights come with the package."""
 
-VARIANTS: tuple[Variant, ...] = (
+_CROCO = (
     Variant(
         architecture="croco_nano_patch8_64_dec128d4",
         tag="scenes",
@@ -336,3 +338,7 @@ VARIANTS: tuple[Variant, ...] = (
         metrics=_SINTEL,
     ),
 )
+
+# ------------------------------------------------------------------------------------------------ all
+
+VARIANTS: tuple[Variant, ...] = (*_CROCO,)

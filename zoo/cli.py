@@ -85,6 +85,7 @@ class Form(str, enum.Enum):
     """The catalog's forms."""
 
     encoder = "encoder"
+    pretraining = "pretraining"
     binocular = "binocular"
     dense = "dense"
 

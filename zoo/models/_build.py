@@ -18,6 +18,7 @@ from timm.models import (
     PretrainedCfg,
     adapt_input_conv,
     build_model_with_cfg,
+    create_model,
     generate_default_cfgs,
     register_model,
     resolve_pretrained_cfg,
@@ -42,6 +43,11 @@ class ZooModel(nn.Module):
     """Foreign key layouts that this form can read, by name; each with rules that say what becomes of every key."""
 
     first_conv = "patch_embed.proj"
+    default_out_indices: int | tuple[int, ...] = 3
+    """What features_only gives when nobody says; an int: that many last ones."""
+    features_only_advice = (
+        "{} is no backbone of one image, so features_only does not apply; create the encoder's architecture with it."
+    )
     head_name: str | None = None
     """The part that a checkpoint may lack or have in another size: then it is drawn anew, with a warning."""
 
@@ -74,11 +80,12 @@ class ZooModel(nn.Module):
         """
         tensors = checkpoint.tensors
         if set(tensors) == set(self.state_dict()):
-            return tensors
+            return dict(tensors)
         for rules in self.layouts.values():
             if rules.covers(tensors):
-                return rules.to_zoo(tensors, name=str(checkpoint.path))
-        return tensors  # no layout fits: load_pretrained's comparison says what is wrong
+                name = str(checkpoint.path)
+                return rules.fill(rules.to_zoo(tensors, name=name), self.state_dict(), name=name)
+        return dict(tensors)  # no layout fits: load_pretrained's comparison says what is wrong
 
     def reference_state(self) -> dict[str, Tensor]:
         """This model's tensors under the names of the reference's checkpoints: the inverse of `convert`.
@@ -147,10 +154,6 @@ class ZooModel(nn.Module):
         return keys
 
 
-_FORMS: dict[tuple[str, str], type[ZooModel]] = {}
-"""The class of each (family, form)."""
-
-
 def init_linear(module: nn.Module) -> None:
     """Xavier-uniform linear layers with zero bias, the ViT's norms at one: the masked-image papers' start."""
     if isinstance(module, nn.Linear):
@@ -162,15 +165,9 @@ def init_linear(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def default_cfgs(family: str) -> dict:
-    """timm's pretrained configs of a family, made from the catalog."""
-    return generate_default_cfgs({v.name: _pretrained_cfg(v) for v in VARIANTS if v.family == family})
-
-
-def _pretrained_cfg(variant: Variant) -> dict[str, Any]:
+def _pretrained_cfg(variant: Variant, model_cls: type[ZooModel]) -> dict[str, Any]:
     remote = next((source.location for source in variant.sources if source.kind != "package"), None)
     packaged = next((source.location for source in variant.sources if source.kind == "package"), None)
-    encoder = variant.form == "encoder"
     return dict(
         url=remote,
         file=str(BUNDLED / packaged) if packaged else None,
@@ -182,8 +179,8 @@ def _pretrained_cfg(variant: Variant) -> dict[str, Any]:
         mean=variant.mean,
         std=variant.std,
         num_classes=variant.num_classes,
-        first_conv="patch_embed.proj" if encoder else "encoder.patch_embed.proj",
-        classifier="head" if encoder else None,
+        first_conv=model_cls.first_conv,
+        classifier="head" if variant.form == "encoder" else None,
         license=variant.license.lower(),
         description=variant.description,
         paper_name=variant.paper.title,
@@ -191,27 +188,41 @@ def _pretrained_cfg(variant: Variant) -> dict[str, Any]:
     )
 
 
-def register_family(family: str, forms: Mapping[str, type[ZooModel]], module_name: str) -> None:
-    """Register every architecture of a family with timm, as entry points of the module `module_name`."""
-    _FORMS.update({(family, form): model_cls for form, model_cls in forms.items()})
+def register_family(family: str, forms: Mapping[str, type[ZooModel]], module_name: str) -> dict:
+    """Register every architecture of a family with timm, as entry points of the module `module_name`.
+
+    forms: the class of each form. Returns timm's pretrained configs of the family, made from the catalog; they
+    belong into the module as `default_cfgs`, where timm looks for them.
+    """
     module = sys.modules[module_name]
-    for variant in {v.architecture: v for v in reversed(VARIANTS) if v.family == family}.values():
-        entrypoint = _entrypoint(variant, forms[variant.form], module_name)
-        setattr(module, variant.architecture, register_model(entrypoint))
+    variants = [variant for variant in VARIANTS if variant.family == family]
+    default_cfgs = generate_default_cfgs({v.name: _pretrained_cfg(v, forms[v.form]) for v in variants})
+    module.default_cfgs = default_cfgs  # type: ignore[attr-defined]  # register_model reads it there
+    by_architecture: dict[str, list[Variant]] = {}
+    for variant in variants:
+        by_architecture.setdefault(variant.architecture, []).append(variant)
+    for architecture, tagged in by_architecture.items():
+        entrypoint = _entrypoint(tagged, forms[tagged[0].form], module_name)
+        setattr(module, architecture, register_model(entrypoint))
+    return default_cfgs
 
 
-def _entrypoint(variant: Variant, model_cls: type[ZooModel], module_name: str) -> Callable[..., nn.Module]:
-    tags = [other.tag for other in VARIANTS if other.architecture == variant.architecture and other.tag]
+def _entrypoint(variants: list[Variant], model_cls: type[ZooModel], module_name: str) -> Callable[..., nn.Module]:
+    """timm's entry point of an architecture, whose tags are `variants`; the first is the default."""
+    first = variants[0]
+    tags = [variant.tag for variant in variants if variant.tag]
 
-    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return _create(model_cls, variant, pretrained, **kwargs)
+    def create(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
+        tag = pretrained_cfg if isinstance(pretrained_cfg, str) else first.tag
+        variant = next((variant for variant in variants if variant.tag == tag), first)
+        return _create(model_cls, variant, pretrained, pretrained_cfg, **kwargs)
 
-    create.__name__ = create.__qualname__ = variant.architecture
+    create.__name__ = create.__qualname__ = first.architecture
     create.__module__ = module_name
     create.__doc__ = (
-        f"{variant.description}.\n\n"
-        f"    Input {variant.input_size}, {variant.parameters / 1e6:.1f} M parameters, "
-        f"{variant.paper.venue} {variant.paper.year}, arXiv {variant.paper.arxiv}.\n"
+        f"{first.description}.\n\n"
+        f"    Input {first.input_size}, {first.parameters / 1e6:.1f} M parameters, "
+        f"{first.paper.venue} {first.paper.year}, arXiv {first.paper.arxiv}.\n"
         f"    Pretrained tags: {', '.join(tags) if tags else 'none'}.\n"
         f"    Keyword arguments go to {model_cls.__module__}.{model_cls.__name__}.\n    "
     )
@@ -229,13 +240,10 @@ def _create(
     **kwargs: Any,
 ) -> nn.Module:
     if variant.form != "encoder" and kwargs.pop("features_only", False):
-        raise ValueError(
-            f"{variant.architecture} takes two images, so features_only does not apply; call its "
-            "forward_intermediates(img1, img2), or create the encoder's architecture with features_only=True."
-        )
+        raise ValueError(model_cls.features_only_advice.format(variant.architecture))
     overlay = dict(pretrained_cfg_overlay or {})
     if pretrained:
-        path = _weights_file(model_cls, variant, pretrained_cfg, overlay, cache_dir)
+        path = _weights_file(variant, pretrained_cfg, overlay, cache_dir)
         overlay.update(file=str(path), custom_load=True, source=None)
     model = build_model_with_cfg(
         model_cls,
@@ -244,7 +252,7 @@ def _create(
         pretrained_cfg=pretrained_cfg,
         pretrained_cfg_overlay=overlay,
         cache_dir=cache_dir,
-        feature_cfg=dict(out_indices=3, feature_cls="getter"),
+        feature_cfg=dict(out_indices=model_cls.default_out_indices, feature_cls="getter"),
         kwargs_filter=None if variant.form == "encoder" else ("num_classes", "global_pool"),  # type: ignore[arg-type]
         device="meta" if pretrained else device,
         **{**variant.args, **kwargs},
@@ -253,7 +261,6 @@ def _create(
 
 
 def _weights_file(
-    model_cls: type[ZooModel],
     variant: Variant,
     pretrained_cfg: Any,
     overlay: dict[str, Any],
@@ -282,20 +289,19 @@ def _weights_file(
             f"{variant.architecture} has no published weights; create it with pretrained=False, train it with "
             "`zoo train`, or pass a file as pretrained_cfg_overlay=dict(file=...)."
         )
-    return fetch(f"{variant.architecture}.{tag}", model_cls)
+    return fetch(f"{variant.architecture}.{tag}")
 
 
-def fetch(name: str, model_cls: type[ZooModel] | None = None) -> Path:
+def fetch(name: str) -> Path:
     """The verified local .safetensors of a catalog variant, fetched and converted if need be.
 
     Raises UnknownVariantError, WeightsUnavailableError, DownloadError, CheckpointMismatchError and the like
     (zoo.errors), each in one sentence.
     """
     variant = find_variant(name)
-    cls = model_cls or _FORMS[variant.family, variant.form]
 
     def convert(checkpoint: Checkpoint) -> dict[str, Tensor]:
-        model = cls(**variant.args, img_size=variant.input_size[1:], device="meta")
+        model: Any = create_model(variant.name, device="meta")
         state = model.convert(checkpoint)
         expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
         weights.check_state(state, expected, name=name, path=checkpoint.path)

@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import timm
 import torch
@@ -27,20 +27,17 @@ from torch import Tensor, nn
 from zoo.errors import ImageError
 from zoo.layers.attention import CrossAttention, SelfAttention
 from zoo.layers.dpt import DPTHead
-from zoo.layers.masking import add_mask_token, patch_loss, random_mask, split_mask, take_tokens
-from zoo.layers.patchify import normalize_patches, patch_statistics, patchify, unpatchify
+from zoo.layers.masking import add_mask_token, split_mask, take_tokens
 from zoo.layers.rope import Rope, gather_rope, rope_table
 from zoo.layers.sincos import SincosPositions
 from zoo.models._backbone import Backbone, GlobalPool, check_pool
-from zoo.models._build import ZooModel, init_linear, register_family
-from zoo.models._build import default_cfgs as _default_cfgs
+from zoo.models._build import init_linear, register_family
+from zoo.models._masked import Completion, Grid, PatchPredictor, adapt_pixel_head
 from zoo.weights import Alias, Drop, KeyRules, Rename
 
 __all__ = ["Completion", "CrocoEncoder", "DensePairModel", "PairModel", "create_pair_model"]
 
 PosEmbed = Literal["sincos", "rope"]
-Grid = tuple[int, int]  # rows, columns of patches
-
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
 
@@ -346,21 +343,7 @@ class Decoder(nn.Module):
         return x, taken
 
 
-class Completion(NamedTuple):
-    """What `PairModel.complete` gives, to look at.
-
-    image: (B, C, H, W), normalized like the input: image 1's visible patches, the prediction elsewhere.
-    With normalized targets (the published recipe) the prediction is brought back to pixels with the TRUE mean
-    and deviation of each hidden patch, as in the reference's demo, which flatters it: say so where you show it.
-    mask: (B, N) bool, True = hidden. loss: mean squared error over the hidden patches, of the training target.
-    """
-
-    image: Tensor
-    mask: Tensor
-    loss: Tensor
-
-
-class PairModel(ZooModel):
+class PairModel(PatchPredictor):
     """Encoder and two-image decoder: `forward(img1, img2)` gives image 1's tokens in the light of image 2.
 
     encoder: any module with CrocoEncoder's `forward_tokens`, `patch_embed`, `blocks` and sizes; by default a
@@ -370,7 +353,10 @@ class PairModel(ZooModel):
     """
 
     first_conv = "encoder.patch_embed.proj"
-    num_classes = 0
+    features_only_advice = (
+        "{} takes two images, so features_only does not apply; call its forward_intermediates(img1, img2), or create "
+        "the encoder's architecture with features_only=True."
+    )
 
     def __init__(
         self,
@@ -526,11 +512,7 @@ class PairModel(ZooModel):
         """
         if self.head is None:
             raise ValueError("This model was made without a pixel head, so it can't complete; choose a binocular one.")
-        rows, columns = self._grid(img1)
-        if mask.shape[1] != rows * columns:
-            raise ImageError(
-                f"The mask has {mask.shape[1]} patches, but image 1 has {rows} x {columns}; make it for this size."
-            )
+        self._check_mask(img1, mask)
         visible, hidden_index = split_mask(mask, hidden)
         x1, _ = self._encode(img1, visible)
         x2, _ = self._encode(img2)
@@ -541,11 +523,8 @@ class PairModel(ZooModel):
 
     def completion_loss(self, img1: Tensor, img2: Tensor, mask: Tensor, hidden: int) -> Tensor:
         """The pretraining loss (CroCo, section 3.2): squared error of the hidden patches' target, a scalar."""
-        prediction, index = self.predict(img1, img2, mask, hidden)
-        target = take_tokens(patchify(img1.float(), self.patch_size), index)
-        return patch_loss(prediction, normalize_patches(target) if self.norm_target else target)
+        return self._target_loss(img1, *self.predict(img1, img2, mask, hidden))
 
-    @torch.no_grad()
     def complete(
         self,
         img1: Tensor,
@@ -559,26 +538,9 @@ class PairModel(ZooModel):
         mask: (B, N) bool, True = hidden, the same number in each row; else drawn with `mask_ratio` and the
         CPU `generator`.
         """
-        grid = self._grid(img1)
-        if mask is None:
-            mask = random_mask(len(img1), grid[0] * grid[1], mask_ratio, generator)
-        counts = mask.sum(dim=1).tolist()
-        if mask.shape != (len(img1), grid[0] * grid[1]) or len(set(counts)) > 1 or not 0 < counts[0] < mask.shape[1]:
-            raise ValueError(
-                f"A mask of shape {tuple(mask.shape)} hiding {sorted(set(counts))} patches does not fit "
-                f"{len(img1)} images of {grid[0]} x {grid[1]} patches; hide the same number in each, some and not all."
-            )
-        mask = mask.to(img1.device)
-        prediction, index = self.predict(img1, img2, mask, counts[0])
-        patches = patchify(img1.float(), self.patch_size)
-        truth = take_tokens(patches, index)
-        prediction = prediction.float()
-        loss = patch_loss(prediction, normalize_patches(truth) if self.norm_target else truth)
-        if self.norm_target:
-            mean, std = patch_statistics(truth)
-            prediction = prediction * std + mean
-        patches = patches.scatter(1, index.unsqueeze(-1).expand_as(prediction), prediction)
-        return Completion(unpatchify(patches, self.patch_size, grid), mask, loss)
+        return self._complete(
+            img1, lambda mask, hidden: self.predict(img1, img2, mask, hidden), mask_ratio, mask, generator
+        )
 
     def reference_settings(self) -> dict[str, Any]:
         """The reference's own constructor arguments, under the name that its v2 checkpoints hold them."""
@@ -603,11 +565,7 @@ class PairModel(ZooModel):
     def _adapt_in_chans(self, state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
         super()._adapt_in_chans(state, own)
         if "head.weight" in state and self.in_chans != 3 and "head.weight" in own:
-            for key in ("head.weight", "head.bias"):  # pixel (row, column), channel
-                rgb = state[key].unflatten(0, (self.patch_size**2, 3))
-                # grey is the mean of the colors; further channels repeat them, as in timm's input convolution
-                picked = rgb.mean(1, keepdim=True) if self.in_chans == 1 else rgb[:, torch.arange(self.in_chans) % 3]
-                state[key] = picked.flatten(0, 1)
+            adapt_pixel_head(state, "head", self.patch_size, self.in_chans)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.encoder.set_grad_checkpointing(enable)
@@ -877,5 +835,4 @@ def create_pair_model(
     return pair
 
 
-default_cfgs = _default_cfgs("croco")
-register_family("croco", dict(encoder=CrocoEncoder, binocular=PairModel, dense=DensePairModel), __name__)
+default_cfgs = register_family("croco", dict(encoder=CrocoEncoder, binocular=PairModel, dense=DensePairModel), __name__)

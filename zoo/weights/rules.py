@@ -28,10 +28,12 @@ class Rename:
 
     In patterns, "*" stands for one or more characters: the last one for any, the others for characters other
     than dots, such as a block's index. Both sides have the same number of them.
+    squeeze: axes of length 1 that the reference's tensor has and ours lacks, such as the two of a 1x1 convolution.
     """
 
     theirs: str
     ours: str
+    squeeze: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,18 +55,31 @@ class Alias:
     same_as: str
 
 
+@dataclass(frozen=True)
+class Fresh:
+    """Tensors of ours that the reference's checkpoint doesn't have: all of them are `value`; `why` is logged.
+
+    For what an untrained layer starts with by definition, such as a norm's ones; nothing is drawn at random.
+    """
+
+    ours: str
+    value: float
+    why: str
+
+
 class KeyRules:
     """An ordered list of rules; the first that matches a name decides, in both directions.
 
     Raises ValueError for a rule whose two patterns don't have the same number of wildcards.
     """
 
-    def __init__(self, *rules: Rename | Drop | Alias) -> None:
-        for rule in rules:
+    def __init__(self, *rules: Rename | Drop | Alias | Fresh) -> None:
+        self.fresh = [rule for rule in rules if isinstance(rule, Fresh)]
+        self.rules = [rule for rule in rules if not isinstance(rule, Fresh)]
+        for rule in self.rules:
             other = rule.ours if isinstance(rule, Rename) else rule.same_as if isinstance(rule, Alias) else rule.theirs
             if rule.theirs.count("*") != other.count("*"):
                 raise ValueError(f"{rule} has a different number of wildcards on its two sides")
-        self.rules = rules
 
     def covers(self, names: Iterable[str]) -> bool:
         """Whether every one of a checkpoint's tensor names has a rule: whether this is its layout."""
@@ -91,7 +106,7 @@ class KeyRules:
                 ours = _fill(rule.ours, parts)
                 if ours in renamed or self.reference_name(ours) != theirs:
                     raise ValueError(f"The rules of {name} are ambiguous: {theirs} -> {ours} has no unique inverse")
-                renamed[ours] = tensor
+                renamed[ours] = tensor.squeeze(rule.squeeze) if rule.squeeze else tensor
         if unknown:
             raise CheckpointMismatchError(
                 f"{name}: the checkpoint has {len(unknown)} tensors (of {len(state)}) under names that this "
@@ -102,27 +117,44 @@ class KeyRules:
             _logger.info("%s: left out %d tensors of the checkpoint: %s", name, count, why)
         return renamed
 
+    def fill(self, state: dict[str, Tensor], expected: Mapping[str, Tensor], *, name: str) -> dict[str, Tensor]:
+        """`state` with the tensors of `Fresh` rules that it lacks, in the shapes of the model's own (`expected`)."""
+        for rule in self.fresh:
+            added = [key for key in expected if key not in state and _match(rule.ours, key) is not None]
+            state |= {key: torch.full(expected[key].shape, rule.value) for key in added}
+            if added:
+                _logger.info("%s: %d tensors start at %g: %s", name, len(added), rule.value, rule.why)
+        return state
+
     def to_reference(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inverse of `to_zoo`: tensors under the reference's names, aliases included.
 
         Raises CheckpointMismatchError for a name that the reference has no counterpart of.
         """
-        exported = {self.reference_name(ours): tensor for ours, tensor in state.items()}
-        for rule in self.rules:
-            if isinstance(rule, Alias):
+        exported = {}
+        for ours, tensor in state.items():
+            rule, theirs = self._rename_of(ours)
+            for axis in rule.squeeze:
+                tensor = tensor.unsqueeze(axis)
+            exported[theirs] = tensor
+        for alias in self.rules:
+            if isinstance(alias, Alias):
                 for theirs, tensor in list(exported.items()):
-                    parts = _match(rule.same_as, theirs)
+                    parts = _match(alias.same_as, theirs)
                     if parts is not None:
-                        exported[_fill(rule.theirs, parts)] = tensor
+                        exported[_fill(alias.theirs, parts)] = tensor
         return exported
 
     def reference_name(self, ours: str) -> str:
         """The reference's name of one of the zoo's tensors. Raises CheckpointMismatchError if it has none."""
+        return self._rename_of(ours)[1]
+
+    def _rename_of(self, ours: str) -> tuple[Rename, str]:
         for rule in self.rules:
             if isinstance(rule, Rename):
                 parts = _match(rule.ours, ours)
                 if parts is not None:
-                    return _fill(rule.theirs, parts)
+                    return rule, _fill(rule.theirs, parts)
         raise CheckpointMismatchError(
             f"The reference has no tensor that corresponds to {ours}. Only models of the zoo's own forms, "
             "without layers added to them, can be written under the reference's names."

@@ -1,0 +1,215 @@
+"""Predicting hidden patches: the loss, the picture and the pixel decoder that all masked families share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from timm.models import checkpoint
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from zoo.errors import ImageError
+from zoo.layers.masking import add_mask_token, patch_loss, random_mask, split_mask, take_tokens
+from zoo.layers.patchify import normalize_patches, patch_statistics, patchify, unpatchify
+from zoo.layers.sincos import SincosPositions
+from zoo.models._build import ZooModel, init_linear
+
+Grid = tuple[int, int]  # rows, columns of patches
+
+
+class Completion(NamedTuple):
+    """What `complete` gives, to look at.
+
+    image: (B, C, H, W), normalized like the input: the image's visible patches, the prediction elsewhere.
+    With normalized targets (the published recipes) the prediction is brought back to pixels with the TRUE mean
+    and deviation of each hidden patch, as in the references' demos, which flatters it: say so where you show it.
+    mask: (B, N) bool, True = hidden. loss: mean squared error over the hidden patches, of the training target.
+    """
+
+    image: Tensor
+    mask: Tensor
+    loss: Tensor
+
+
+class PatchPredictor(ZooModel):
+    """Base of models that predict the pixels of an image's hidden patches.
+
+    norm_target: the target is each patch normalized by its own mean and deviation (MAE, section 4.1).
+    """
+
+    norm_target: bool
+    num_classes = 0
+
+    def _grid(self, x: Tensor) -> Grid:
+        """Rows and columns of the patches of images (B, C, H, W)."""
+        raise NotImplementedError
+
+    def _check_mask(self, image: Tensor, mask: Tensor) -> None:
+        rows, columns = self._grid(image)
+        if mask.shape[1] != rows * columns:
+            raise ImageError(
+                f"The mask has {mask.shape[1]} patches, but image 1 has {rows} x {columns}; make it for this size."
+            )
+
+    def _target_loss(self, image: Tensor, prediction: Tensor, index: Tensor) -> Tensor:
+        """Mean squared error of the predicted patches `index` (B, hidden) of `image`, a scalar."""
+        target = take_tokens(patchify(image.float(), self.patch_size), index)
+        return patch_loss(prediction, normalize_patches(target) if self.norm_target else target)
+
+    @torch.no_grad()
+    def _complete(
+        self,
+        image: Tensor,
+        predict: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+        mask_ratio: float,
+        mask: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Completion:
+        """predict: from a mask and its count of hidden patches to the prediction and the patches' numbers."""
+        grid = self._grid(image)
+        if mask is None:
+            mask = random_mask(len(image), grid[0] * grid[1], mask_ratio, generator)
+        counts = mask.sum(dim=1).tolist()
+        if mask.shape != (len(image), grid[0] * grid[1]) or len(set(counts)) > 1 or not 0 < counts[0] < mask.shape[1]:
+            raise ValueError(
+                f"A mask of shape {tuple(mask.shape)} hiding {sorted(set(counts))} patches does not fit "
+                f"{len(image)} images of {grid[0]} x {grid[1]} patches; hide the same number in each, some and not all."
+            )
+        mask = mask.to(image.device)
+        prediction, index = predict(mask, counts[0])
+        patches = patchify(image.float(), self.patch_size)
+        truth = take_tokens(patches, index)
+        prediction = prediction.float()
+        loss = patch_loss(prediction, normalize_patches(truth) if self.norm_target else truth)
+        if self.norm_target:
+            mean, std = patch_statistics(truth)
+            prediction = prediction * std + mean
+        patches = patches.scatter(1, index.unsqueeze(-1).expand_as(prediction), prediction)
+        return Completion(unpatchify(patches, self.patch_size, grid), mask, loss)
+
+
+def adapt_pixel_head(state: dict[str, Tensor], head: str, patch_size: int, in_chans: int) -> None:
+    """Fit the pixel head `head` of an RGB checkpoint to other input channels, in place."""
+    for key in (f"{head}.weight", f"{head}.bias"):  # pixel (row, column), channel
+        rgb = state[key].unflatten(0, (patch_size**2, 3))
+        # grey is the mean of the colors; further channels repeat them, as in timm's input convolution
+        picked = rgb.mean(1, keepdim=True) if in_chans == 1 else rgb[:, torch.arange(in_chans) % 3]
+        state[key] = picked.flatten(0, 1)
+
+
+class PixelDecoder(nn.Module):
+    """A masked autoencoder's decoder: mask tokens, fixed sin-cos positions, transformer blocks, pixels.
+
+    The encoder's tokens come already projected to `dim`. mask_tokens: how often the mask token counts at a
+    hidden place (iTPN puts it in at each of its three levels).
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        patch_size: int,
+        in_chans: int = 3,
+        dim: int = 512,
+        depth: int = 8,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        mask_tokens: int = 1,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = dict(device=device, dtype=dtype)
+        norm = partial(nn.LayerNorm, eps=1e-6)
+        self.mask_tokens = mask_tokens
+        self.grad_checkpointing = False
+        self.mask_token = nn.Parameter(torch.empty(1, 1, dim, **dd))
+        self.pos_embed = SincosPositions(dim, grid, device=device)
+        self.blocks = nn.ModuleList(
+            Block(dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm, **dd)  # type: ignore[arg-type]
+            for _ in range(depth)
+        )
+        self.norm = norm(dim, **dd)
+        self.head = nn.Linear(dim, patch_size**2 * in_chans, **dd)
+
+    def init_weights(self) -> None:
+        self.apply(init_linear)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, x: Tensor, visible: Tensor, grid: Grid, index: Tensor | None = None) -> Tensor:
+        """Visible tokens x (B, n, dim) at patches `visible` (B, n) -> pixels (B, N, patch * patch * C), or those
+        of patches `index` (B, m) only."""
+        x, places = add_mask_token(x, visible, self.mask_tokens * self.mask_token, grid[0] * grid[1])
+        x = take_tokens(x, places) + self.pos_embed(grid).to(x.dtype)  # B, N, dim
+        for block in self.blocks:
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(block, x)
+            else:
+                x = block(x)
+        if index is not None:
+            x = take_tokens(x, index)
+        return self.head(self.norm(x))
+
+
+class MaskedAutoencoder(PatchPredictor):
+    """Base of one-image masked autoencoders: `encoder`, then what a family writes into `embed_visible`, `decoder`.
+
+    A subclass makes `encoder` (a backbone with `patch_embed`-like size logic), `decoder`, `patch_size`, `in_chans`.
+    """
+
+    encoder: Any
+    decoder: PixelDecoder
+
+    def embed_visible(self, image: Tensor, visible: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> the decoder's tokens (B, n, dim) of the patches `visible` (B, n)."""
+        raise NotImplementedError
+
+    def predict(self, image: Tensor, mask: Tensor, hidden: int, all_patches: bool = False) -> tuple[Tensor, Tensor]:
+        """Predict an image's hidden patches from its visible ones.
+
+        mask: (B, N) bool, True = hidden; hidden: how many each row hides. Returns the prediction
+        (B, hidden, patch * patch * C) with the patches' numbers (B, hidden); with all_patches the prediction
+        is (B, N, patch * patch * C). Pixels are normalized by patch if `norm_target`.
+        """
+        self._check_mask(image, mask)
+        visible, index = split_mask(mask, hidden)
+        tokens = self.embed_visible(image, visible)
+        return self.decoder(tokens, visible, self._grid(image), None if all_patches else index), index
+
+    def forward(self, image: Tensor, mask: Tensor, hidden: int) -> Tensor:
+        """Pixels (B, N, patch * patch * C) of all patches, predicted from the visible ones; see `predict`."""
+        return self.predict(image, mask, hidden, all_patches=True)[0]
+
+    def completion_loss(self, image: Tensor, mask: Tensor, hidden: int) -> Tensor:
+        """The pretraining loss: mean squared error of the hidden patches' target, a scalar."""
+        return self._target_loss(image, *self.predict(image, mask, hidden))
+
+    def complete(
+        self,
+        image: Tensor,
+        mask_ratio: float = 0.75,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Completion:
+        """Hide patches of an image and rebuild them, to look at.
+
+        mask: (B, N) bool, True = hidden, the same number in each row; else drawn with `mask_ratio` and the
+        CPU `generator`.
+        """
+        return self._complete(
+            image, lambda mask, hidden: self.predict(image, mask, hidden), mask_ratio, mask, generator
+        )
+
+    def _adapt_in_chans(self, state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+        super()._adapt_in_chans(state, own)
+        if self.in_chans != 3 and "decoder.head.weight" in state:
+            adapt_pixel_head(state, "decoder.head", self.patch_size, self.in_chans)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.encoder.set_grad_checkpointing(enable)
+        self.decoder.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
