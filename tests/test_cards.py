@@ -135,7 +135,7 @@ def records(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., No
     weights = tmp_path / NANO.sources[0].location
     weights.write_bytes(b"weights")
     subject = evaluate_pairs.Subject(NANO.name, model, recipe, weights, sha256(b"weights").hexdigest(), None)
-    few = evaluate_pairs.scene_pairs(evaluate_pairs.make_source(recipe.data, 1).config, 1, 8, model, 0.9)
+    few = evaluate_pairs.scene_pairs(evaluate_pairs.make_source(recipe.data, 1, "pair").config, 1, 8, model, 0.9)
     monkeypatch.setattr(evaluate_pairs, "photo_pairs", lambda *args: few)
     evaluation, _, _ = evaluate_pairs.evaluate(subject, 8, 1)
     steps = int(recipe.schedule.length)

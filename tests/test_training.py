@@ -18,8 +18,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from zoo.errors import DataError, DivergedError, ImageError, RecipeError, TrainingError, UnknownVariantError
-from zoo.pretrain.data import ENDLESS, StepSampler, make_loader, make_source
-from zoo.pretrain.engine import dry_run, make_objective, make_plan, read_log, train
+from zoo.pretrain import engine
+from zoo.pretrain.data import ENDLESS, StepSampler, make_loader
+from zoo.pretrain.engine import dry_run, make_plan, make_source, read_log, train
+from zoo.pretrain.objective import Objective
 from zoo.pretrain.pairs import ImagePairs
 from zoo.pretrain.recipe import Recipe, load_recipe, recipe_names
 
@@ -34,6 +36,10 @@ TINY = {
 
 def tiny(**changes) -> Recipe:
     return load_recipe("croco_nano", TINY | changes)
+
+
+def make_objective(recipe: Recipe) -> Objective:
+    return engine.make_objective(recipe, make_source(recipe))
 
 
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
@@ -351,7 +357,7 @@ def test_sampler_covers_each_epoch_once() -> None:
 
 def test_samples_depend_on_the_draw_only() -> None:
     recipe = tiny()
-    source, objective = make_source(recipe.data, 0), make_objective(recipe)
+    source, objective = make_source(recipe), make_objective(recipe)
     batches = []
     for workers in (0, 2):
         loader = make_loader(source, objective.transform, StepSampler(ENDLESS, 4, 0, 5, 7, 1, 0, 1), workers, False)

@@ -45,7 +45,7 @@ from zoo.layers.patchify import normalize_patches, patch_statistics, patchify, u
 from zoo.layers.rope import apply_rope
 from zoo.models.croco import CrossBlock, PairModel
 from zoo.pretrain.data import make_source
-from zoo.pretrain.engine import make_objective
+from zoo.pretrain.engine import make_model
 from zoo.pretrain.recipe import Recipe, load_recipe
 from zoo.pretrain.scenes import SceneConfig, ScenePairs
 
@@ -566,7 +566,7 @@ def load_subject(model_or_run: str) -> Subject:
 
 def _load_run(folder: Path) -> Subject:
     recipe = load_recipe(folder / "recipe.yaml")
-    objective = make_objective(recipe)
+    model: Any = make_model(recipe)
     path, prefix = folder / "model.safetensors", ""
     if not path.exists():
         path, prefix = folder / "checkpoint.safetensors", "objective.model."
@@ -576,8 +576,8 @@ def _load_run(folder: Path) -> Subject:
     about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
     step = json.loads(about["run"])["step"] if prefix else int(about["steps"])
     tensors = safetensors.torch.load(data)
-    objective.model.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-    return Subject(recipe.model, objective.model.eval(), recipe, path, hashlib.sha256(data).hexdigest(), step)
+    model.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    return Subject(recipe.model, model.eval(), recipe, path, hashlib.sha256(data).hexdigest(), step)
 
 
 def _load_pretrained(name: str) -> Subject:
@@ -606,7 +606,7 @@ def evaluate(subject: Subject, count: int, seed: int) -> tuple[dict[str, Any], P
     if recipe is not None and recipe.data["source"] == "scenes":
         if seed == recipe.seed:
             raise RecipeError(f"Seed {seed} is the one that this model was trained with; choose another --seed.")
-        config = make_source(recipe.data, seed).config
+        config = make_source(recipe.data, seed, "pair").config
     else:
         config = SceneConfig(image_size=model.encoder.patch_embed.img_size)
     mask_ratio = recipe.objective.get("mask_ratio", 0.9) if recipe else 0.9

@@ -475,7 +475,7 @@ def train(
     Example: zoo train croco_nano --set schedule.length=1000 --output runs/short
     """
     from zoo.pretrain import engine
-    from zoo.pretrain.data import ENDLESS, make_source
+    from zoo.pretrain.data import ENDLESS
     from zoo.pretrain.recipe import load_recipe
 
     overrides = _parse_settings(settings or [])
@@ -483,7 +483,7 @@ def train(
         overrides["data.path"] = data
     run = load_recipe(recipe, overrides)
     folder = output or Path("runs") / run.name
-    samples = len(make_source(run.data, run.seed))
+    samples = len(engine.make_source(run))
     plan = engine.make_plan(run, samples)
     optimizer = run.optimizer
     rows = [

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torchvision.transforms import v2 as transforms
+from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from zoo.errors import DataError, RecipeError
 from zoo.layers.masking import num_hidden, random_mask
 from zoo.models.croco import PairModel
+from zoo.pretrain.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -62,23 +63,25 @@ class PairTransform:
         return image.contiguous()
 
 
-class CrossViewCompletion(nn.Module):
+class CrossViewCompletion(Objective):
     """Mean squared error of the hidden patches of image 1 (CroCo, section 3.2; v2 the same)."""
+
+    sample = "pair"
 
     def __init__(
         self,
         model: PairModel,
+        source: Sized,
         mask_ratio: float = 0.9,
         crop: int | None = None,
         color_jitter: float = 0.0,
     ) -> None:
-        super().__init__()
         if not isinstance(model, PairModel) or model.head is None:
             raise RecipeError(
                 f"Cross-view completion trains a two-image model, not {type(model).__name__}; choose one of "
                 "`zoo list --form binocular` as the recipe's model."
             )
-        self.model = model
+        super().__init__(model, source)
         size = model.encoder.patch_embed.img_size
         if crop is not None and size != (crop, crop):
             raise RecipeError(
@@ -88,13 +91,8 @@ class CrossViewCompletion(nn.Module):
         patches = model.encoder.patch_embed.num_patches
         self.hidden = num_hidden(patches, mask_ratio)
         self.transform = PairTransform(patches, mask_ratio, crop, color_jitter)
-        cfg = model.pretrained_cfg
-        self.normalize = transforms.Normalize(cfg["mean"], cfg["std"])
 
-    def no_weight_decay(self) -> set[str]:
-        return {f"model.{name}" for name in self.model.no_weight_decay()}
-
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """image1, image2 (B, 3, H, W) uint8 and mask (B, N) bool -> the loss."""
-        img1, img2 = (self.normalize(batch[key].float() / 255) for key in ("image1", "image2"))
-        return self.model.completion_loss(img1, img2, batch["mask"], self.hidden)
+        img1, img2 = self.to_input(batch["image1"]), self.to_input(batch["image2"])
+        return dict(loss=self.model.completion_loss(img1, img2, batch["mask"], self.hidden))

@@ -11,34 +11,50 @@ from torch.utils.data import DataLoader, Dataset
 
 from zoo.errors import RecipeError
 from zoo.pretrain.pairs import ImagePairs
-from zoo.pretrain.scenes import SceneConfig, ScenePairs
+from zoo.pretrain.scenes import SceneConfig, SceneImages, ScenePairs
 
 ENDLESS = 2**62
 """Length of procedural sources: their every sample is new."""
 
 
-def make_source(settings: dict[str, Any], seed: int) -> Any:
-    """The map-style dataset that a recipe's `data` names. Raises RecipeError or DataError (ValueErrors)."""
+def make_source(settings: dict[str, Any], seed: int, sample: str) -> Any:
+    """The map-style dataset that a recipe's `data` names. Raises RecipeError or DataError (ValueErrors).
+
+    sample: what each of its entries is to be, "pair" (image1, image2) or "image" (image, and label where there are
+    classes), uint8 arrays (H, W, 3).
+    """
     settings = dict(settings)
     kind = settings.pop("source", None)
-    if kind == "scenes":
-        settings.pop("path", None)
-        try:
-            settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
-            config = SceneConfig(**settings)
-        except TypeError as error:
-            raise RecipeError(f"The recipe's data settings don't fit procedural scenes ({error}).") from error
-        return ScenePairs(config, seed=seed, length=ENDLESS)
-    if kind == "pairs":
-        path = settings.pop("path", None)
-        if settings:
-            raise RecipeError(
-                f"Photo pairs have no settings {', '.join(settings)}; leave them out of the recipe's data."
-            )
-        if path is None:
-            raise RecipeError("This recipe trains on photo pairs; say where they are with --data FOLDER.")
-        return ImagePairs(path)
-    raise RecipeError(f"The data source '{kind}' is unknown; choose scenes or pairs.")
+    sources = {("scenes", "pair"): _scene_pairs, ("scenes", "image"): _scene_images, ("pairs", "pair"): _photo_pairs}
+    if (kind, sample) not in sources:
+        known = [name for name, of in sources if of == sample]
+        raise RecipeError(f"There is no data source '{kind}' of {sample}s; choose {' or '.join(known)}.")
+    return sources[kind, sample](settings, seed)
+
+
+def _scene_pairs(settings: dict[str, Any], seed: int) -> ScenePairs:
+    """samples: how many different ones there are; by default they never end."""
+    settings.pop("path", None)
+    length = settings.pop("samples", ENDLESS)
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    try:
+        config = SceneConfig(**settings)
+    except TypeError as error:
+        raise RecipeError(f"The recipe's data settings don't fit procedural scenes ({error}).") from error
+    return ScenePairs(config, seed=seed, length=length)
+
+
+def _scene_images(settings: dict[str, Any], seed: int) -> Any:
+    return SceneImages(_scene_pairs(settings, seed))
+
+
+def _photo_pairs(settings: dict[str, Any], seed: int) -> ImagePairs:
+    path = settings.pop("path", None)
+    if settings:
+        raise RecipeError(f"Photo pairs have no settings {', '.join(settings)}; leave them out of the recipe's data.")
+    if path is None:
+        raise RecipeError("This recipe trains on photo pairs; say where they are with --data FOLDER.")
+    return ImagePairs(path)
 
 
 class _Prepared(Dataset):
@@ -50,7 +66,7 @@ class _Prepared(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         index, draw = key
         seed = int(np.random.SeedSequence([self.seed, draw]).generate_state(1, np.uint64)[0] >> 1)
-        return self.transform(self.source[index], seed)
+        return self.transform({"index": index, **self.source[index]}, seed)
 
 
 def _leave_ctrl_c_to_the_main_process(worker: int) -> None:

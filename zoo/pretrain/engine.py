@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,21 +33,26 @@ from tqdm import tqdm
 from zoo.errors import DivergedError, RecipeError, TrainingError, ZooError
 from zoo.lookup import find_variant
 from zoo.models.croco import create_pair_model
+from zoo.pretrain import data
 from zoo.pretrain.cross_view import CrossViewCompletion
-from zoo.pretrain.data import ENDLESS, StepSampler, make_loader, make_source
+from zoo.pretrain.data import ENDLESS, StepSampler, make_loader
+from zoo.pretrain.objective import Objective
 from zoo.pretrain.recipe import Recipe, Schedule
 from zoo.weights import save_safetensors
 
-OBJECTIVES: dict[str, Callable[..., nn.Module]] = {"cross_view_completion": CrossViewCompletion}
-"""Objectives by the name that recipes use; each is made from a model and the recipe's settings, has a
-`transform` for the data workers, and gives the loss from a batch."""
+OBJECTIVES: dict[str, type[Objective]] = {"cross_view_completion": CrossViewCompletion}
+"""Objectives by the name that recipes use."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe comes to on a given source: whole numbers of steps."""
+    """What a recipe comes to on a given source: whole numbers of steps.
+
+    unit: steps of one of the schedule's units.
+    """
 
     steps: int
+    unit: int
     warmup: float
     length: float
     lr: float
@@ -55,6 +60,8 @@ class Plan:
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up from zero, then a cosine to min_lr over `length` steps, of which `steps` are run."""
+        if self.schedule.staircase:
+            step -= step % self.unit
         if step < self.warmup:
             return self.lr * step / self.warmup
         progress = (step - self.warmup) / max(1.0, self.length - self.warmup)
@@ -75,45 +82,78 @@ def make_plan(recipe: Recipe, samples: int) -> Plan:
                 f"{samples} samples don't fill one batch of {recipe.batch_size}; lower batch_size or give more data."
             )
     stop = schedule.length if schedule.stop is None else schedule.stop
-    return Plan(int(stop * unit), schedule.warmup * unit, schedule.length * unit, recipe.learning_rate(), schedule)
+    return Plan(
+        int(stop * unit), unit, schedule.warmup * unit, schedule.length * unit, recipe.learning_rate(), schedule
+    )
 
 
-def make_objective(recipe: Recipe) -> Any:
-    """The recipe's model under its objective, freshly drawn with the recipe's seed."""
-    settings = dict(recipe.objective)
-    name = settings.pop("name", None)
+def _objective_class(recipe: Recipe) -> type[Objective]:
+    name = recipe.objective.get("name")
     if name not in OBJECTIVES:
         raise RecipeError(f"The objective '{name}' is unknown; choose {', '.join(OBJECTIVES)}.")
+    return OBJECTIVES[name]
+
+
+def make_source(recipe: Recipe) -> Any:
+    """The map-style dataset of a recipe's `data`, giving what its objective takes."""
+    return data.make_source(recipe.data, recipe.seed, _objective_class(recipe).sample)
+
+
+def make_model(recipe: Recipe) -> nn.Module:
+    """The recipe's model, freshly drawn with the recipe's seed."""
     if recipe.model != "create_pair_model" and not timm.is_model(recipe.model):
         find_variant(recipe.model)  # names the nearest ones
     torch.manual_seed(recipe.seed)
     try:
         if recipe.model == "create_pair_model":
-            model: nn.Module = create_pair_model(**recipe.model_args)
-        else:
-            model = timm.create_model(recipe.model, **recipe.model_args)
+            return create_pair_model(**recipe.model_args)
+        return timm.create_model(recipe.model, **recipe.model_args)
     except (TypeError, ValueError, RuntimeError) as error:
         raise RecipeError(f"The recipe's model_args don't fit {recipe.model} ({error}); correct them.") from error
+
+
+def make_objective(recipe: Recipe, source: Any) -> Objective:
+    """The recipe's model under its objective, both freshly drawn."""
+    objective_cls = _objective_class(recipe)
+    settings = dict(recipe.objective)
+    name = settings.pop("name")
+    model = make_model(recipe)
     try:
-        return OBJECTIVES[name](model, **settings)
+        return objective_cls(model, source, **settings)
     except TypeError as error:
         raise RecipeError(f"The settings of the objective '{name}' don't fit ({error}).") from error
 
 
-def make_optimizer(recipe: Recipe, objective: nn.Module) -> torch.optim.Optimizer:
-    """timm's optimizer with no decay on biases and 1-D parameters, nor where the model says so."""
+def make_optimizer(recipe: Recipe, objective: Objective) -> torch.optim.Optimizer:
+    """timm's optimizer; each of its groups has `lr_scale`, its share of the learning rate."""
     settings = recipe.optimizer
-    betas: dict[str, Any] = dict(betas=settings.betas) if "adam" in settings.name else {}
+    options: dict[str, Any] = dict(betas=settings.betas) if "adam" in settings.name else {}
+    if settings.momentum is not None:
+        options["momentum"] = settings.momentum
+    trained: nn.Module = objective
+    if settings.layer_decay is not None:
+        trained = objective.model  # which says what its layers are
+        outside = [name for name, p in objective.named_parameters() if p.requires_grad and name[:6] != "model."]
+        if outside:
+            raise RecipeError(
+                f"The objective trains parameters outside of the model ({', '.join(outside[:3])}), which layer-wise "
+                "decay doesn't know; leave out optimizer.layer_decay."
+            )
     try:
-        return create_optimizer_v2(
-            objective,
+        optimizer = create_optimizer_v2(
+            trained,
             opt=settings.name,
             lr=recipe.learning_rate(),
             weight_decay=settings.weight_decay,
-            **betas,
+            filter_bias_and_bn=not settings.decay_all,
+            layer_decay=settings.layer_decay,
+            **options,
         )
     except ValueError as error:  # a name that timm does not know
         raise RecipeError(f"The optimizer '{settings.name}' can't be made ({error}); see timm.optim.") from error
+    for group in optimizer.param_groups:
+        group.setdefault("lr_scale", 1.0)
+    return optimizer
 
 
 def _make_accelerator(recipe: Recipe, accumulate: int) -> Accelerator:
@@ -142,9 +182,11 @@ def train(
     output = Path(output)
     accelerator = _make_accelerator(recipe, accumulate)
     rank, world = accelerator.process_index, accelerator.num_processes
-    source = make_source(recipe.data, recipe.seed)
+    source = make_source(recipe)
     plan = make_plan(recipe, len(source))
-    objective = make_objective(recipe)
+    objective = make_objective(recipe, source)
+    if recipe.sync_batchnorm and world > 1:
+        objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
     optimizer = make_optimizer(recipe, objective)
 
     run = _Run(output, recipe, plan)
@@ -163,43 +205,46 @@ def train(
         unit="step",
         disable=not (progress and accelerator.is_main_process),
     )
-    losses: list[Tensor] = []  # on the device: reading each step's loss would make the device wait
+    names: list[str] = []  # of what the objective reports: the loss first
+    reports: list[Tensor] = []  # on the device: reading each step's would make the device wait
     wrapped.train()
     with _StopSignal() as stop:
         for step in range(start, plan.steps):
             lr = plan.learning_rate(step)
             for group in optimizer.param_groups:
-                group["lr"] = lr
-            total = torch.zeros((), device=accelerator.device)
+                group["lr"] = lr * group["lr_scale"]
+            parts: list[Tensor] = []
             for part in range(accumulate):
                 batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in _next(batches).items()}
                 torch.manual_seed(_seed(recipe.seed, step, part, rank))
                 with accelerator.accumulate(wrapped):
-                    loss = wrapped(batch)
-                    accelerator.backward(loss)
+                    outcome = wrapped(batch)
+                    accelerator.backward(outcome["loss"])
                     if accelerator.sync_gradients and recipe.optimizer.clip_grad is not None:
                         accelerator.clip_grad_norm_(wrapped.parameters(), recipe.optimizer.clip_grad)
                     optimizer.step()
                     optimizer.zero_grad()
-                total += loss.detach().float() / accumulate
-            losses.append(total)
+                names = names or ["loss", *sorted(outcome.keys() - {"loss"})]
+                parts.append(torch.stack([outcome[name].detach().float() for name in names]))
+            done = step + 1
+            objective.after_step(done / plan.steps)
+            reports.append(torch.stack(parts).mean(dim=0))
             bar.update()
 
-            done = step + 1
             saving = done % recipe.checkpoint_steps == 0 or done == plan.steps or (stop.wished and world == 1)
             if done % recipe.log_steps == 0 or saving:
-                # the wish to stop travels with the losses, so that several processes stop at the same step
-                report = accelerator.reduce(
-                    torch.stack([*losses, total.new_tensor(float(stop.wished))]), "mean"
-                ).tolist()
-                _check_finite(report[:-1], done, plan)
-                saving = saving or report[-1] > 0
+                # the wish to stop travels with the reports, so that several processes stop at the same step
+                wish = torch.full((1, len(names)), float(stop.wished), device=accelerator.device)
+                *rows, wished = accelerator.reduce(torch.cat((torch.stack(reports), wish)), "mean").tolist()
+                _check_finite([row[0] for row in rows], done, plan)
+                stopping = wished[0] > 0
+                saving = saving or stopping
                 if accelerator.is_main_process:
-                    bar.set_postfix(run.log(done, report[:-1], lr))
-                losses.clear()
+                    bar.set_postfix(run.log(done, names, rows, lr))
+                reports.clear()
                 if saving and accelerator.is_main_process:
                     run.save(done, objective, optimizer)
-                if report[-1] > 0 and done < plan.steps:
+                if stopping and done < plan.steps:
                     bar.close()
                     raise TrainingError(
                         f"Stopped after step {done} of {plan.steps} with everything saved; start the same command "
@@ -221,9 +266,9 @@ def dry_run(recipe: Recipe, *, workers: int = 0, accumulate: int = 1, steps: int
     import resource  # not on Windows, where all but this works
 
     accelerator = _make_accelerator(recipe, accumulate=1)
-    source = make_source(recipe.data, recipe.seed)
+    source = make_source(recipe)
     plan = make_plan(recipe, len(source))
-    objective = make_objective(recipe)
+    objective = make_objective(recipe, source)
     parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     wrapped, optimizer = accelerator.prepare(objective, make_optimizer(recipe, objective))
     micro = recipe.batch_size // (accumulate * accelerator.num_processes)
@@ -232,10 +277,11 @@ def dry_run(recipe: Recipe, *, workers: int = 0, accumulate: int = 1, steps: int
     seconds = []
     start = time.monotonic()
     for batch in loader:
-        loss = wrapped({k: v.to(accelerator.device) for k, v in batch.items()})
+        loss = wrapped({k: v.to(accelerator.device) for k, v in batch.items()})["loss"]
         accelerator.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
+        objective.after_step(0.0)
         _check_finite([loss.item()], 1, plan)
         seconds.append(time.monotonic() - start)
         start = time.monotonic()
@@ -257,7 +303,8 @@ def dry_run(recipe: Recipe, *, workers: int = 0, accumulate: int = 1, steps: int
 
 
 def read_log(run: str | Path) -> list[dict[str, Any]]:
-    """The rows of a run's log.jsonl: step, loss (mean since the row before), lr, images_per_second, seconds."""
+    """The rows of a run's log.jsonl: step, lr, images_per_second, seconds, and means since the row before of the
+    loss and of what else the objective reports."""
     lines = (Path(run) / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
@@ -304,23 +351,28 @@ class _Run:
         self.board = SummaryWriter(self.folder / "tensorboard", purge_step=start)
         self.opened = self.logged = time.monotonic()
 
-    def log(self, step: int, losses: list[float], lr: float) -> dict[str, str]:
-        """Write a row of log.jsonl and TensorBoard; returns what the progress bar shows."""
+    def log(self, step: int, names: list[str], reports: list[list[float]], lr: float) -> dict[str, str]:
+        """Write a row of log.jsonl and TensorBoard; returns what the progress bar shows.
+
+        names: of what the objective reports. reports: its values in each step since the row before.
+        """
         now = time.monotonic()
+        means = {name: sum(values) / len(values) for name, values in zip(names, zip(*reports))}
         row = dict(
             step=step,
-            loss=sum(losses) / len(losses),
+            **means,
             lr=lr,
-            images_per_second=len(losses) * self.recipe.batch_size / (now - self.logged),
+            images_per_second=len(reports) * self.recipe.batch_size / (now - self.logged),
             seconds=self.seconds_before + now - self.opened,
         )
         self.logged = now
         self.rows.append(row)
         with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        for key in ("loss", "lr", "images_per_second"):
+        for key in (*means, "lr", "images_per_second"):
             self.board.add_scalar(key, row[key], step)
-        return dict(loss=f"{row['loss']:.4f}", images_s=f"{row['images_per_second']:.0f}")
+        shown = {name: f"{mean:.4f}" for name, mean in means.items()}
+        return dict(**shown, images_s=f"{row['images_per_second']:.0f}")
 
     def save(self, step: int, objective: nn.Module, optimizer: Any) -> None:
         """Write everything needed to go on, in one file that appears whole or not at all.

@@ -20,21 +20,26 @@ RECIPES = Path(__file__).parent / "recipes"
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then a cosine to `min_lr` over `length`, cut off at `stop`; all in `unit`s."""
+    """Linear warm-up, then a cosine to `min_lr` over `length`, cut off at `stop`; all in `unit`s.
+
+    staircase: the learning rate changes between units only, not within them.
+    """
 
     unit: str  # "epochs" or "steps"
     warmup: float
     length: float
     stop: float | None = None  # the published CroCo runs stop half-way down the cosine
     min_lr: float = 0.0
+    staircase: bool = False
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """timm's optimizer `name`; biases and 1-D parameters have no weight decay.
+    """timm's optimizer `name`; biases, other 1-D parameters and what the model names have no weight decay.
 
     lr: for this batch size; or base_lr: for 256 samples, scaled with the batch size (MAE's rule).
-    clip_grad: largest gradient norm, None for no limit.
+    clip_grad: largest gradient norm, None for no limit. momentum: of SGD. decay_all: weight decay on all parameters.
+    layer_decay: each layer's learning rate is this share of the next one's (fine-tuning; BEiT's rule).
     """
 
     name: str = "adamw"
@@ -43,6 +48,9 @@ class Optimizer:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
     clip_grad: float | None = None
+    momentum: float | None = None
+    decay_all: bool = False
+    layer_decay: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,8 +58,8 @@ class Recipe:
     """One training run. batch_size counts samples of a step over all processes.
 
     model, model_args: what timm.create_model makes, or `create_pair_model` and its arguments. objective: its name
-    and settings. data: the source's name and settings. precision: "fp32" or "bf16" (autocast). source: where the
-    settings come from.
+    and settings. data: the source's name and settings. precision: "fp32" or "bf16" (autocast). sync_batchnorm:
+    batch statistics over all processes. source: where the settings come from.
     """
 
     name: str
@@ -63,6 +71,7 @@ class Recipe:
     optimizer: Optimizer
     model_args: dict[str, Any] = field(default_factory=dict)
     precision: str = "fp32"
+    sync_batchnorm: bool = False
     seed: int = 0
     checkpoint_steps: int = 1000
     log_steps: int = 20
@@ -161,7 +170,7 @@ def _checked(key: str, value: Any, hint: Any, where: str) -> Any:
             return int(number)
     if value is None and type(None) in kinds:
         return None
-    plain: dict[Any, Any] = {str: str, tuple[float, float]: (list, tuple)}
+    plain: dict[Any, Any] = {str: str, bool: bool, tuple[float, float]: (list, tuple)}
     if any(isinstance(value, plain.get(kind, dict)) for kind in kinds - {float, int, type(None)}):
         return value
     raise RecipeError(f"{where} has {key}: {value!r}, which is no {getattr(hint, '__name__', hint)}; correct it.")

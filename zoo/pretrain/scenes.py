@@ -13,7 +13,7 @@ z-depth: along the optical axis, not along the ray.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -196,6 +196,22 @@ class ScenePairs:
             return {"image1": images[0], "image2": images[1]}
         pair = vars(render(self.config, scene)).copy()
         return {"image1": pair.pop("img1"), "image2": pair.pop("img2"), **pair}
+
+
+class SceneImages:
+    """Map-style dataset of single views of the scenes of `pairs`: "image", uint8 (H, W, 3)."""
+
+    def __init__(self, pairs: ScenePairs) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        config = self.pairs.config
+        scene = sample_scene(config, self.pairs.seed, index)
+        images, _ = _render_views(config, replace(scene, cameras=scene.cameras[:1]))
+        return {"image": images[0]}
 
 
 # --- Drawing a scene ----------------------------------------------------------------------------------------
@@ -405,23 +421,24 @@ def render(config: SceneConfig, scene: Scene) -> ScenePair:
 
 
 def _render_views(config: SceneConfig, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Both views at once: uint8 images (2, H, W, 3) and float32 z-depths (2, H, W)."""
+    """All of the scene's V views at once: uint8 images (V, H, W, 3) and float32 z-depths (V, H, W)."""
     height, width, fine = config.height, config.width, config.supersample
+    views = len(scene.cameras)
     rays = _pixel_rays(config, scene.focal, fine)
     pixel = 1 / (scene.focal * width * fine)  # width of a ray's footprint at unit depth
     table = _lattice_table(scene.lattice)
-    colors, depth = np.empty((3, 2, rays.shape[1]), np.float32), np.empty((2, rays.shape[1]), np.float32)
+    colors, depth = np.empty((3, views, rays.shape[1]), np.float32), np.empty((views, rays.shape[1]), np.float32)
     for start in range(0, rays.shape[1], _BAND):
         band = slice(start, start + _BAND)
         hit = _first_hit(scene.solids, scene.cameras, rays[:, None, band])
         colors[:, :, band] = _shade(config, scene, table, rays[:, None, band], hit, pixel)
         depth[:, band] = hit.depth
     if fine > 1:
-        colors = colors.reshape(3, 2, height, fine, width, fine).mean((3, 5))
+        colors = colors.reshape(3, views, height, fine, width, fine).mean((3, 5))
         # Depth is of the pixel centers, through which no finer ray passes if there is an even number of them.
         depth = _first_hit(scene.solids, scene.cameras, _pixel_rays(config, scene.focal, 1)[:, None]).depth
-    images = (colors * 255 + 0.5).astype(np.uint8).reshape(3, 2, height, width).transpose(1, 2, 3, 0)
-    return np.ascontiguousarray(images), depth.reshape(2, height, width)
+    images = (colors * 255 + 0.5).astype(np.uint8).reshape(3, views, height, width).transpose(1, 2, 3, 0)
+    return np.ascontiguousarray(images), depth.reshape(views, height, width)
 
 
 def _shade(
