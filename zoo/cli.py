@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.models import ZooModel
+    from zoo.pretrain.recipe import Recipe
 
 _EXTRAS = {"accelerate": "train", "tensorboard": "train", "yaml": "train", "matplotlib": "demo", "skimage": "demo"}
 
@@ -449,19 +450,22 @@ def verify(
 
 # ----------------------------------------------------------------------------------------------- training
 
+_Data = Annotated[
+    str | None, typer.Option(help="Folders with a pairs.txt or listing.txt, or such lists; commas between.")
+]
+_Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting; repeatable.")
+]
+
 
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe of the zoo, or a .yaml file.")],
-    data: Annotated[
-        str | None, typer.Option(help="Folders with a pairs.txt or listing.txt, or such lists; commas between.")
-    ] = None,
+    data: _Data = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the run; default: runs/RECIPE.")
     ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting; repeatable.")
-    ] = None,
+    settings: _Settings = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare data.")] = 2,
     accumulate: Annotated[int, typer.Option(min=1, help="Parts to compute a batch in, to save memory.")] = 1,
     dry_run: Annotated[
@@ -476,12 +480,8 @@ def train(
     """
     from zoo.pretrain import engine
     from zoo.pretrain.data import ENDLESS
-    from zoo.pretrain.recipe import load_recipe
 
-    overrides = _parse_settings(settings or [])
-    if data is not None:
-        overrides["data.path"] = data
-    run = load_recipe(recipe, overrides)
+    run = _load_recipe(recipe, data, settings)
     folder = output or Path("runs") / run.name
     samples = len(engine.make_source(run))
     plan = engine.make_plan(run, samples)
@@ -511,6 +511,33 @@ def train(
             ("memory", f"{trial['memory_bytes'] / 2**30:.1f} GiB at peak"),
         ]
     )
+
+
+@app.command()
+def show_batch(
+    recipe: Annotated[str, typer.Argument(help="A recipe of the zoo, or a .yaml file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write.")],
+    data: _Data = None,
+    settings: _Settings = None,
+    samples: Annotated[int, typer.Option(min=1, help="Samples to show.")] = 4,
+) -> None:
+    """Draw what the network sees when it is trained on a recipe.
+
+    Example: zoo show-batch croco_nano -o batch.png
+    """
+    from zoo.pictures import save_figure
+    from zoo.pretrain import engine
+
+    print(save_figure(engine.show_batch(_load_recipe(recipe, data, settings), samples), output))
+
+
+def _load_recipe(recipe: str, data: str | None, settings: list[str] | None) -> Recipe:
+    from zoo.pretrain.recipe import load_recipe
+
+    overrides = _parse_settings(settings or [])
+    if data is not None:
+        overrides["data.path"] = data
+    return load_recipe(recipe, overrides)
 
 
 def _parse_settings(settings: Iterable[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import timm
@@ -39,6 +39,9 @@ from zoo.pretrain.data import ENDLESS, StepSampler, make_loader
 from zoo.pretrain.objective import Objective
 from zoo.pretrain.recipe import Recipe, Schedule
 from zoo.weights import save_safetensors
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 OBJECTIVES: dict[str, type[Objective]] = {"cross_view_completion": CrossViewCompletion}
 """Objectives by the name that recipes use."""
@@ -300,6 +303,20 @@ def dry_run(recipe: Recipe, *, workers: int = 0, accumulate: int = 1, steps: int
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         device=str(accelerator.device),
     )
+
+
+def show_batch(recipe: Recipe, samples: int = 4) -> Figure:
+    """A picture of what the network sees of the first `samples` samples of a recipe's run."""
+    source = make_source(recipe)
+    with torch.device("meta"):  # nothing is computed with the model
+        objective = make_objective(recipe, source)
+    sampler = StepSampler(len(source), samples, recipe.seed, 0, 1, 1, 0, 1)
+    ((*keys,),) = sampler
+    batch = _next(iter(make_loader(source, objective.transform, sampler, workers=0, pin_memory=False)))
+    torch.manual_seed(_seed(recipe.seed, 0, 0, 0))
+    figure = objective.show([source[index] for index, _ in keys], batch)
+    figure.suptitle(f"{recipe.name}: what the network sees", fontsize=13, fontweight="bold")
+    return figure
 
 
 def read_log(run: str | Path) -> list[dict[str, Any]]:

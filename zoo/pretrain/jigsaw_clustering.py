@@ -20,7 +20,8 @@ from torchvision.transforms.v2 import functional as TF
 from zoo.errors import RecipeError
 from zoo.models.resnet import JigsawClusteringModel
 from zoo.pictures import FRAME_COLORS, Frame, Panel, draw_panels
-from zoo.pretrain.objective import Objective, as_tensor, seeded
+from zoo.pretrain.objective import Objective
+from zoo.pretrain.patches import seeded, to_tensor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,24 +45,30 @@ def quarter_boxes(sizes: Tensor, overlap: float) -> Tensor:
     )
 
 
-def make_montages(quarters: Tensor, permutation: Tensor) -> Tensor:
-    """Shuffle the quarters (4n, C, s, s) of n images, put together crop by crop, into n montages (n, C, 2s, 2s).
+class Shuffled(NamedTuple):
+    """A process's montages (B, C, 2s, 2s), and what is to be found out of the quarters in all processes' montages.
 
-    Shuffled quarter j = quarters[permutation[j]] stands in montage j mod n, in its cell j div n (row by row).
+    image, location: (processes, 4B), of each process's montages cell by cell (the cells row by row): whose quarter
+    it is, and which of the four.
     """
-    return rearrange(quarters[permutation], "(row column n) c h w -> n c (row h) (column w)", row=2, column=2)
 
-
-class Labels(NamedTuple):
-    """What is to be found out of each shuffled quarter, both (4n,): its image, and which of the four it is."""
-
+    montages: Tensor
     image: Tensor
     location: Tensor
 
     @classmethod
-    def of(cls, permutation: Tensor) -> Labels:
-        images = len(permutation) // QUARTERS
-        return cls(permutation % images, torch.div(permutation, images, rounding_mode="floor"))
+    def of(cls, quarters: Tensor, permutation: Tensor, rank: int = 0, world: int = 1) -> Shuffled:
+        """Tile the quarters (n, 4, C, s, s) of all n images, shuffled, into the montages of process `rank`.
+
+        permutation: (4n,). Put together crop by crop (all images' first quarters, then all second ones...),
+        shuffled quarter j is quarter permutation[j], and stands in cell j div n of montage j mod n.
+        """
+        images = len(quarters)
+        place = rearrange(permutation, "(cell rank b) -> rank (cell b)", cell=QUARTERS, rank=world)
+        image, location = place % images, torch.div(place, images, rounding_mode="floor")
+        mine = quarters[image[rank], location[rank]]  # 4B, C, s, s
+        montages = rearrange(mine, "(row column b) c h w -> b c (row h) (column w)", row=2, column=2)
+        return cls(montages, image, location)
 
 
 def cluster_loss(
@@ -91,19 +98,18 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        return gather_rows(rows)
+        return _gather(rows)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
         gradient = gradient.clone()
         dist.all_reduce(gradient)
-        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+        return gradient.chunk(_world())[_rank()]
 
 
-def gather_rows(rows: Tensor) -> Tensor:
-    """Rows of all processes, in their order, without gradients."""
+def _gather(rows: Tensor) -> Tensor:
     rows = rows.contiguous()
-    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    parts = [torch.empty_like(rows) for _ in range(_world())]
     dist.all_gather(parts, rows)
     return torch.cat(parts)
 
@@ -117,7 +123,7 @@ class QuarterTransform:
 
     def __call__(self, sample: dict[str, Any], seed: int) -> dict[str, Tensor]:
         """image: uint8 array (H, W, 3) -> quarters (4, 3, s, s) uint8. All randomness comes from `seed`."""
-        image = as_tensor(sample["image"])
+        image = to_tensor(sample["image"])
         size = torch.tensor([[image.shape[2], image.shape[1]]])
         boxes = quarter_boxes(size, self.overlap)[0].round().int().tolist()
         with seeded(seed):
@@ -172,23 +178,35 @@ class JigsawClustering(Objective):
             ),
         )
 
-    def shuffle(self, quarters: Tensor) -> tuple[Tensor, Labels, Labels]:
-        """Quarters (B, 4, C, s, s) of this process's images -> its montages (B, C, 2s, 2s), and labels.
-
-        The labels are those of all processes' shuffled quarters, and those of this one's montages (cell by cell).
-        """
-        rank, world = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
-        images = len(quarters) * world
+    def shuffle(self, quarters: Tensor) -> Shuffled:
+        """Quarters (B, 4, C, s, s) of this process's images -> its montages, out of the quarters of all processes."""
+        images = len(quarters) * _world()
         permutation = torch.randperm(QUARTERS * images, device=quarters.device)
-        if world > 1:
+        if _world() > 1:
             dist.broadcast(permutation, src=0)
-            quarters = gather_rows(quarters)  # as bytes; normalized later
-        mine = rearrange(permutation, "(cell n) -> n cell", n=images)[rank::1]
-        return quarters, Labels.of(permutation), Labels.of(mine)
+            quarters = _gather(quarters)  # as bytes; they are normalized later
+        return Shuffled.of(quarters, permutation, _rank(), _world())
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        raise NotImplementedError
+        """quarters (B, 4, 3, s, s) uint8 -> the loss, its two parts, and the share of locations found."""
+        shuffled = self.shuffle(batch["quarters"])
+        embedding, logits = self.model(self.to_input(shuffled.montages))  # 4B, D; 4B, 4
+        location = shuffled.location[_rank()]
+        everything = embedding if _world() == 1 else _GatherRows.apply(embedding)
+        own = slice(_rank() * len(embedding), (_rank() + 1) * len(embedding))
+        cluster = cluster_loss(everything, shuffled.image.flatten(), self.temperature, self.base_temperature, own)
+        locate = F.cross_entropy(logits.float(), location)
+        return dict(
+            loss=cluster + locate,
+            cluster_loss=cluster,
+            location_loss=locate,
+            location_accuracy=(logits.argmax(dim=1) == location).float().mean(),
+        )
 
 
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
+def _world() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _rank() -> int:
+    return dist.get_rank() if _world() > 1 else 0

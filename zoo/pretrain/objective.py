@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence, Sized
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from torch import Tensor, nn
 from torchvision.transforms import v2 as transforms
+
+from zoo.pictures import Panel, draw_panels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Objective(nn.Module):
@@ -37,9 +43,27 @@ class Objective(nn.Module):
         """A batch of the transform's tensors -> "loss", a scalar to be minimized, and further scalars to be logged."""
         raise NotImplementedError
 
+    def show(self, samples: Sequence[dict[str, Any]], batch: dict[str, Tensor]) -> Figure:
+        """A picture of what the network sees, for `zoo show-batch`; the model may be on the meta device.
+
+        samples: the source's, as the transform got them. batch: the transform's tensors. Here: all images of both.
+        """
+        images = {name: as_pixels(value) for name, value in batch.items() if value.ndim == 4 and value.shape[1] == 3}
+        labels = [f"class {label}" for label in batch["label"].tolist()] if "label" in batch else []
+        rows = [
+            [Panel(sample["image"] / 255, "in the data"), *(Panel(image[i], name) for name, image in images.items())]
+            for i, sample in enumerate(samples)
+        ]
+        return draw_panels(rows, "", "Right: after the random augmentations of training.", labels)
+
     def after_step(self, progress: float) -> None:
         """Called on every process after each optimizer step; progress: the share of the run that is done."""
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay, besides biases and other 1-D ones."""
         return {f"model.{name}" for name in self.model.no_weight_decay()}
+
+
+def as_pixels(images: Tensor) -> np.ndarray:
+    """uint8 images (..., 3, H, W) -> what can be drawn: float in 0..1, (..., H, W, 3)."""
+    return (images.float() / 255).movedim(-3, -1).cpu().numpy()
