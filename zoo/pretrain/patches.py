@@ -1,0 +1,83 @@
+"""What the jigsaw objectives' transforms share: patches cut from a grid, and their color distortion.
+
+torchvision's transforms draw from torch's global generator; `seeded` makes that a function of the sample's seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import v2 as transforms
+from torchvision.transforms.v2 import functional as TF
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's CPU generator at `seed`, and afterwards as it was."""
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would change the GPUs' too
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """uint8 array (H, W, 3) -> uint8 tensor (3, H, W)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # a copy: PIL's arrays are read-only
+
+
+def cut_patches(image: Tensor, side: int, grid: int = 3) -> Tensor:
+    """From each cell of a grid x grid, a patch of `side` pixels at a random place in it.
+
+    image: (C, H, W) -> (grid * grid, C, side, side), the cells row by row.
+    """
+    height, width = image.shape[-2] // grid, image.shape[-1] // grid
+    patches = []
+    for row in range(grid):
+        for column in range(grid):
+            top = row * height + int(torch.randint(height - side + 1, ()))
+            left = column * width + int(torch.randint(width - side + 1, ()))
+            patches.append(image[:, top : top + side, left : left + side])
+    return torch.stack(patches)
+
+
+class Degrade(transforms.Transform):
+    """Posterize to 4 to 8 bits, sharpen or soften (0.1 to 1.9), solarize (0 to 256) and stretch the contrast."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return dict(
+            bits=int(torch.randint(4, 9, ())),
+            sharpness=float(torch.empty(()).uniform_(0.1, 1.9)),
+            threshold=int(torch.randint(257, ())),
+        )
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        image = TF.adjust_sharpness(TF.posterize(inpt, params["bits"]), params["sharpness"])
+        if params["threshold"] < 256:  # no pixel is as bright
+            image = TF.solarize(image, params["threshold"])
+        return TF.autocontrast(image)
+
+
+def distortion(grayscale: float = 0.2, blur: bool = False) -> transforms.Transform:
+    """PIRL's augmentation of an image or patch (uint8), without the crop and the normalization.
+
+    grayscale: its probability. blur: half of the images, by a Gaussian of 0.1 to 2 pixels.
+    """
+    steps = [
+        transforms.ColorJitter(0.4, 0.4, 0.4, 0.2),
+        transforms.RandomApply([Degrade()], p=0.66),
+        transforms.RandomGrayscale(grayscale),
+        transforms.RandomHorizontalFlip(),
+    ]
+    return transforms.Compose([*steps, random_blur()] if blur else steps)
+
+
+def random_blur() -> transforms.Transform:
+    """Half of the images blurred by a Gaussian of 0.1 to 2 pixels, whose 13 pixels reach to three deviations."""
+    return transforms.RandomApply([transforms.GaussianBlur(13, (0.1, 2.0))], p=0.5)
