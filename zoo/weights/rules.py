@@ -121,7 +121,7 @@ class KeyRules:
         """`state` with the tensors of `Fresh` rules that it lacks, in the shapes of the model's own (`expected`)."""
         for rule in self.fresh:
             added = [key for key in expected if key not in state and _match(rule.ours, key) is not None]
-            state |= {key: torch.full(expected[key].shape, rule.value) for key in added}
+            state |= {key: torch.full(expected[key].shape, rule.value, dtype=expected[key].dtype) for key in added}
             if added:
                 _logger.info("%s: %d tensors start at %g: %s", name, len(added), rule.value, rule.why)
         return state
