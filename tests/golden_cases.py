@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
@@ -20,6 +22,8 @@ from zoo.layers.masking import patch_loss, split_mask, take_tokens
 from zoo.layers.patchify import normalize_patches, patchify
 from zoo.models import ZooModel
 from zoo.models.croco import CrocoEncoder, DensePairModel, PairModel
+from zoo.models.resnet import JigsawClusteringHeads, JigsawClusteringModel
+from zoo.pretrain.jigsaw_clustering import cluster_loss, quarter_boxes, shuffle
 from zoo.weights import Checkpoint
 
 
@@ -138,7 +142,33 @@ def _croco_dense(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str
     return {"output.dense": dense.detach()} | _gradnorms(model, dense.square().mean())
 
 
+def _jigclu(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    crops = torch.stack([tensors[f"input.crop{i}"] for i in range(4)], dim=1)  # n, 4, C, s, s
+    shuffled = shuffle(crops, tensors["input.permutation"])
+    weights = {f"module.encoder.{key}": value for key, value in _part(tensors, "weights.").items()}
+    dim = weights["module.encoder.fc_loc.weight"].shape[1]
+    heads = JigsawClusteringHeads(dim, config["dim"])
+    (rules,) = JigsawClusteringModel.layouts.values()
+    heads.load_state_dict(_part(rules.to_zoo(weights, name="golden"), "heads."), strict=True)
+
+    embedding, logits = heads(tensors["input.features"].flatten(2).transpose(1, 2))
+    cluster = cluster_loss(
+        embedding.flatten(0, 1), shuffled.image.flatten(), config["temperature"], config["base_temperature"]
+    )
+    location = F.cross_entropy(logits.flatten(0, 1), shuffled.location.flatten())
+    (cluster + location).backward()
+    return {
+        "output.montage": shuffled.montages,
+        "output.embedding": embedding.detach().transpose(0, 1).flatten(0, 1),  # cell by cell
+        "output.location_logits": logits.detach().transpose(0, 1).flatten(0, 1),
+        "output.loss_cluster": cluster.detach().reshape(1),
+        "output.loss_location": location.detach().reshape(1),
+        "output.crop_boxes": quarter_boxes(tensors["input.image_sizes"], config["overlap"]),
+    } | {f"gradnorm.{name}": parameter.grad.norm().reshape(1) for name, parameter in heads.named_parameters()}
+
+
 _FAMILIES: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], dict[str, Tensor]]] = {
     "croco": _croco,
     "croco_dense": _croco_dense,
+    "jigclu": _jigclu,
 }

@@ -373,6 +373,7 @@ _JIGCLU_200E = Source(
 _PIRL_HEADS = "linear heads and noise-contrastive estimation"
 _PIRL_MLP_HEADS = "heads with a hidden layer, blurred views and InfoNCE"
 _RESNET50_PARAMETERS = 23_508_032
+_RESNET_NANO = dict(layers=(1, 1, 1, 1), channels=(32, 64, 128, 256))
 
 
 def _linear_probe(accuracy: float, source: str) -> tuple[Metric, ...]:
@@ -428,6 +429,7 @@ def _jigsaw(tag: str, permutations: str, run: str) -> Variant:
                 "model_final_checkpoint_phase104.torch",
             ),
         ),
+        recipe="jigsaw_resnet50",
         training=f"ImageNet-1k without labels, 105 epochs, telling {permutations} permutations of nine patches apart. "
         "The published linear probes of the three sets of permutations lie between 46.7 and 48.6 % top-1 on "
         "ImageNet-1k.",
@@ -471,7 +473,7 @@ _PIRL = (
         family="pirl",
         form="pretraining",
         description="PIRL in small: a ResNet of four blocks with linear heads, trained in minutes on a CPU",
-        args=dict(layers=(1, 1, 1, 1), channels=(32, 64, 128, 256), dim=64),
+        args=dict(**_RESNET_NANO, dim=64),
         parameters=2_189_184,
         license="Apache-2.0",
         paper=PIRL_PAPER,
@@ -485,6 +487,31 @@ _JIGSAW = (
     _jigsaw("in1k_perm100", "100", "17_07_20.db174a43"),
     _jigsaw("in1k_perm2k", "2,000", "17_07_20.cccee144"),
     _jigsaw("in1k_perm10k", "10,000", "20_07_20.3d706467"),
+    Variant(
+        architecture="jigsaw_resnet50_perm2k",
+        tag="",
+        family="jigsaw",
+        form="pretraining",
+        description="Jigsaw's ResNet-50 with a classifier of 2,000 permutations: to be trained, no weights",
+        args=dict(permutations=2000),
+        parameters=43_559_032,
+        license="Apache-2.0",
+        paper=JIGSAW_PAPER,
+        recipe="jigsaw_resnet50",
+    ),
+    Variant(
+        architecture="jigsaw_nano_64_perm100",
+        tag="",
+        family="jigsaw",
+        form="pretraining",
+        description="Jigsaw in small: a ResNet of four blocks, 100 permutations, trained in minutes on a CPU",
+        args=dict(**_RESNET_NANO, permutations=100, dim=64),
+        parameters=2_144_356,
+        license="Apache-2.0",
+        paper=JIGSAW_PAPER,
+        input_size=(3, 64, 64),
+        recipe="jigsaw_nano",
+    ),
 )
 
 _JIGCLU = (
@@ -499,8 +526,36 @@ _JIGCLU = (
         license="unknown: none stated",
         paper=JIGCLU_PAPER,
         sources=(_JIGCLU_200E,),
+        recipe="jigclu_resnet50",
         training="ImageNet-1k without labels, 200 epochs.",
         metrics=_linear_probe(66.4, "arXiv 2104.00323"),
+    ),
+    Variant(
+        architecture="jigclu_resnet50_mlp128",
+        tag="in1k_200e",
+        family="jigclu",
+        form="pretraining",
+        description="Jigsaw Clustering's ResNet-50 with both of its branches, to be trained further",
+        args=dict(dim=128),
+        parameters=27_974_852,
+        license="unknown: none stated",
+        paper=JIGCLU_PAPER,
+        sources=(_JIGCLU_200E,),
+        recipe="jigclu_resnet50",
+        training="ImageNet-1k without labels, 200 epochs.",
+    ),
+    Variant(
+        architecture="jigclu_nano_64_mlp64",
+        tag="",
+        family="jigclu",
+        form="pretraining",
+        description="Jigsaw Clustering in small: a ResNet of four blocks, trained in minutes on a CPU",
+        args=dict(**_RESNET_NANO, dim=64),
+        parameters=3_140_356,
+        license="Apache-2.0",
+        paper=JIGCLU_PAPER,
+        input_size=(3, 64, 64),
+        recipe="jigclu_nano",
     ),
 )
 

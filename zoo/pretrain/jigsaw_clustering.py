@@ -1,14 +1,15 @@
-"""Jigsaw Clustering: which quarters of a batch of montages come from one image, and where did each one stand?
+"""Jigsaw Clustering: which quarters in a batch of montages are of one image, and where did each one stand?
 
-Chen, Liu and Jia, CVPR 2021, arXiv 2104.00323. The network sees nothing but montages, in one batch.
+Chen, Liu and Jia, CVPR 2021, arXiv 2104.00323. The network sees each image once, in pieces, and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -20,80 +21,187 @@ from torchvision.transforms.v2 import functional as TF
 from zoo.errors import RecipeError
 from zoo.models.resnet import JigsawClusteringModel
 from zoo.pictures import FRAME_COLORS, Frame, Panel, draw_panels
-from zoo.pretrain.objective import Objective
-from zoo.pretrain.patches import seeded, to_tensor
+from zoo.pretrain.objective import Objective, as_pixels
+from zoo.pretrain.patches import random_blur, seeded, to_tensor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-QUARTERS = 4
-
 
 def quarter_boxes(sizes: Tensor, overlap: float) -> Tensor:
-    """The overlapping quarters of images (section 3.1), (B, 4, 4): left, upper, right, lower in pixels.
+    """The overlapping quarters of images (section 3.1): left, upper, right, lower in pixels, (B, 4, 4).
 
-    sizes: width and height of each image, (B, 2). overlap: share of a side that a quarter goes beyond its half.
-    Quarters in the order top left, bottom left, top right, bottom right.
+    sizes: width and height of each image, (B, 2). overlap: how far a quarter goes beyond its half, as a share of
+    the side. In the order top left, bottom left, top right, bottom right.
     """
-    low = torch.div(sizes, 2, rounding_mode="floor") - overlap * sizes  # B, 2: where the second halves begin
-    high = torch.div(sizes, 2, rounding_mode="floor") + overlap * sizes  # B, 2: where the first halves end
-    zero = torch.zeros_like(low[:, 0])
-    columns = [(zero, high[:, 0]), (low[:, 0], sizes[:, 0])]
-    rows = [(zero, high[:, 1]), (low[:, 1], sizes[:, 1])]
-    return torch.stack(
-        [torch.stack((left, upper, right, lower), dim=1) for left, right in columns for upper, lower in rows], dim=1
-    )
+    middle, reach = sizes // 2, overlap * sizes  # B, 2
+    first = torch.stack((torch.zeros_like(reach), middle + reach), dim=-1)  # B, 2, (begin, end)
+    second = torch.stack((middle - reach, sizes), dim=-1)
+    halves = (first, second)
+    # B, (begin, end), (x, y) each
+    boxes = [torch.stack((across[:, 0], down[:, 1]), dim=-1) for across in halves for down in halves]
+    return torch.stack(boxes, dim=1).flatten(2)
 
 
 class Shuffled(NamedTuple):
-    """A process's montages (B, C, 2s, 2s), and what is to be found out of the quarters in all processes' montages.
+    """A process's montages, and what is to be found out of each cell of all processes' montages.
 
-    image, location: (processes, 4B), of each process's montages cell by cell (the cells row by row): whose quarter
-    it is, and which of the four.
+    montages: (B, C, 2s, 2s). image, location: (processes, B, 4), the cells row by row: whose quarter it is, and
+    which of the four.
     """
 
     montages: Tensor
     image: Tensor
     location: Tensor
 
-    @classmethod
-    def of(cls, quarters: Tensor, permutation: Tensor, rank: int = 0, world: int = 1) -> Shuffled:
-        """Tile the quarters (n, 4, C, s, s) of all n images, shuffled, into the montages of process `rank`.
 
-        permutation: (4n,). Put together crop by crop (all images' first quarters, then all second ones...),
-        shuffled quarter j is quarter permutation[j], and stands in cell j div n of montage j mod n.
-        """
-        images = len(quarters)
-        place = rearrange(permutation, "(cell rank b) -> rank (cell b)", cell=QUARTERS, rank=world)
-        image, location = place % images, torch.div(place, images, rounding_mode="floor")
-        mine = quarters[image[rank], location[rank]]  # 4B, C, s, s
-        montages = rearrange(mine, "(row column b) c h w -> b c (row h) (column w)", row=2, column=2)
-        return cls(montages, image, location)
+def shuffle(quarters: Tensor, permutation: Tensor, rank: int = 0, world: int = 1) -> Shuffled:
+    """Tile the quarters (n, 4, C, s, s) of all processes' images, shuffled, into the montages of process `rank`.
+
+    permutation: (4n,). Counted quarter by quarter (all images' first ones, then all second ones...), quarter
+    permutation[j] comes into cell j div n of montage j mod n.
+    """
+    place = rearrange(permutation, "(cell rank b) -> rank b cell", cell=4, rank=world)
+    image, location = place % len(quarters), place // len(quarters)
+    tiles = quarters[image[rank], location[rank]]  # B, 4, C, s, s
+    montages = rearrange(tiles, "b (row column) c h w -> b c (row h) (column w)", row=2)
+    return Shuffled(montages, image, location)
 
 
 def cluster_loss(
     embedding: Tensor, image: Tensor, temperature: float, base_temperature: float, own: slice = slice(None)
 ) -> Tensor:
-    """Supervised contrastive loss (section 3.3): mean over the quarters of -log of what their image's others get.
+    """Supervised contrastive loss of quarters (section 3.3), in float32: each is to be close to its image's others.
 
-    embedding: (N, D), of unit length. image: (N,) whose quarter each is. own: the rows whose loss is taken; all of
-    the others are what they are compared with. Always in float32.
+    embedding: (N, D), of unit length. image: (N,), whose quarter each is. own: those whose loss is taken, compared
+    with all.
     """
     with torch.autocast(embedding.device.type, enabled=False):
-        embedding = embedding.float()
-        logits = embedding[own] @ embedding.T / temperature  # n, N
-        same = image[own, None] == image[None, :]
+        logits = embedding[own].float() @ embedding.float().T / temperature  # n, N
         itself = torch.eye(len(image), dtype=torch.bool, device=image.device)[own]
         log_share = logits - logits.masked_fill(itself, -torch.inf).logsumexp(dim=1, keepdim=True)
-        positive = same & ~itself
-        mean = (log_share * positive).sum(dim=1) / positive.sum(dim=1)
-        return -(temperature / base_temperature) * mean.mean()
+        positive = (image[own, None] == image) & ~itself
+        each = (log_share * positive).sum(dim=1) / positive.sum(dim=1)  # n
+        return -(temperature / base_temperature) * each.mean()
+
+
+@dataclass(frozen=True)
+class QuarterTransform:
+    """An image -> its four quarters, each with an augmentation of its own; runs in the data workers."""
+
+    overlap: float
+    augment: transforms.Transform
+
+    def __call__(self, sample: dict[str, Any], seed: int) -> dict[str, Tensor]:
+        """image: uint8 array (H, W, 3) -> quarters (4, 3, s, s) uint8."""
+        image = to_tensor(sample["image"])
+        boxes = quarter_boxes(torch.tensor([[image.shape[2], image.shape[1]]]), self.overlap)[0].round().int()
+        with seeded(seed):
+            quarters = [self.augment(TF.crop(image, y, x, y2 - y, x2 - x)) for x, y, x2, y2 in boxes.tolist()]
+        return dict(quarters=torch.stack(quarters))
+
+
+class JigsawClustering(Objective):
+    """Which quarters are of one image (contrastive), and where each one stood (cross-entropy); logs both losses and
+    the share of places found.
+
+    quarter: side in pixels that quarters have in the montages of 2x2. temperature: the contrastive loss is scaled
+    by its ratio to base_temperature. crop_scale: area of the random resized crop of a quarter. flip: probability.
+
+    Several processes shuffle all of their quarters together, by one permutation. Loss and gradients, averaged over
+    the processes, are those of one process with the whole batch.
+    """
+
+    def __init__(
+        self,
+        model: JigsawClusteringModel,
+        source: Sized,
+        quarter: int = 112,
+        overlap: float = 0.3,
+        temperature: float = 0.3,
+        base_temperature: float = 0.07,
+        crop_scale: Sequence[float] = (0.2, 1.0),
+        flip: float = 0.5,
+    ) -> None:
+        if not isinstance(model, JigsawClusteringModel):
+            raise RecipeError(
+                f"Jigsaw Clustering trains a model with its two branches, not {type(model).__name__}; choose one of "
+                "`zoo list 'jigclu*' --form pretraining` as the recipe's model."
+            )
+        super().__init__(model, source)
+        self.overlap, self.temperature, self.base_temperature = overlap, temperature, base_temperature
+        augment = [
+            transforms.RandomResizedCrop(quarter, crop_scale, antialias=True),
+            transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            transforms.RandomGrayscale(0.2),
+            random_blur(),
+            transforms.RandomHorizontalFlip(flip),
+        ]
+        self.transform = QuarterTransform(overlap, transforms.Compose(augment))
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """quarters (B, 4, 3, s, s) uint8 -> the loss, its parts, and the share of places found."""
+        rank = _rank()
+        shuffled = self.shuffle(batch["quarters"])
+        embedding, logits = self.model(self.to_input(shuffled.montages))  # B, 4, dim; B, 4, 4
+        embedding, logits = embedding.flatten(0, 1), logits.flatten(0, 1).float()
+        own = slice(rank * len(embedding), (rank + 1) * len(embedding))
+        everyone = _GatherRows.apply(embedding) if _world() > 1 else embedding
+        cluster = cluster_loss(everyone, shuffled.image.flatten(), self.temperature, self.base_temperature, own)
+        location = shuffled.location[rank].flatten()
+        locate = F.cross_entropy(logits, location)
+        accuracy = (logits.argmax(dim=1) == location).float().mean()
+        return dict(loss=cluster + locate, cluster_loss=cluster, location_loss=locate, location_accuracy=accuracy)
+
+    def shuffle(self, quarters: Tensor) -> Shuffled:
+        """Quarters (B, 4, C, s, s) of this process's images -> its montages, of the quarters of all processes."""
+        permutation = torch.randperm(4 * len(quarters) * _world(), device=quarters.device)
+        if _world() > 1:
+            dist.broadcast(permutation, src=0)
+            quarters = _gather(quarters)  # as bytes: they are normalized later
+        return shuffle(quarters, permutation, _rank(), _world())
+
+    def show(self, samples: Sequence[dict[str, Any]], batch: dict[str, Tensor]) -> Figure:
+        """The images with their quarters, and the montages with each quarter in its image's color."""
+        images = [
+            Panel(sample["image"] / 255, f"image {i + 1}", _quarter_frames(sample["image"], self.overlap, _color(i)))
+            for i, sample in enumerate(samples)
+        ]
+        shuffled = self.shuffle(batch["quarters"])
+        side = shuffled.montages.shape[-1] / 2
+        montages = []
+        for i, pixels in enumerate(as_pixels(shuffled.montages)):
+            cells = zip(shuffled.image[0, i].tolist(), shuffled.location[0, i].tolist())
+            frames = [
+                Frame(cell % 2 * side, cell // 2 * side, side, side, _color(image), str(location + 1))
+                for cell, (image, location) in enumerate(cells)
+            ]
+            montages.append(Panel(pixels, f"montage {i + 1}", frames))
+        caption = (
+            "The network sees the montages only. It tells which quarters are of one image (the frames' colors)\n"
+            "and where each stood (numbers: 1 top left, 2 bottom left, 3 top right, 4 bottom right)."
+        )
+        return draw_panels([images, montages], "", caption)
+
+
+def _quarter_frames(image: np.ndarray, overlap: float, color: str) -> list[Frame]:
+    """The quarters of an image (H, W, 3), with their numbers in its corners."""
+    height, width = image.shape[:2]
+    boxes = quarter_boxes(torch.tensor([[width, height]]), overlap)[0].tolist()
+    return [Frame(x, y, x2 - x, y2 - y, color, str(number)) for number, (x, y, x2, y2) in enumerate(boxes, start=1)]
+
+
+def _color(image: int) -> str:
+    return FRAME_COLORS[image % len(FRAME_COLORS)]
+
+
+# ---------------------------------------------------------------------------------- several processes
 
 
 class _GatherRows(torch.autograd.Function):
-    """Rows of all processes, in their order; backward, each gets what all processes' losses say of its own rows.
+    """Rows of all processes, in order; backward, each process gets what the losses of all say of its own rows.
 
-    torch's own gather with gradients is deprecated, and what replaces it came after the oldest torch that we allow.
+    torch's own gather with gradients is deprecated, and what replaces it is newer than the oldest torch we allow.
     """
 
     @staticmethod
@@ -108,100 +216,10 @@ class _GatherRows(torch.autograd.Function):
 
 
 def _gather(rows: Tensor) -> Tensor:
-    rows = rows.contiguous()
+    """Rows of all processes, in order."""
     parts = [torch.empty_like(rows) for _ in range(_world())]
-    dist.all_gather(parts, rows)
+    dist.all_gather(parts, rows.contiguous())
     return torch.cat(parts)
-
-
-@dataclass(frozen=True)
-class QuarterTransform:
-    """An image -> its four quarters, each with augmentations of its own; runs in the data workers."""
-
-    overlap: float
-    augment: transforms.Transform
-
-    def __call__(self, sample: dict[str, Any], seed: int) -> dict[str, Tensor]:
-        """image: uint8 array (H, W, 3) -> quarters (4, 3, s, s) uint8. All randomness comes from `seed`."""
-        image = to_tensor(sample["image"])
-        size = torch.tensor([[image.shape[2], image.shape[1]]])
-        boxes = quarter_boxes(size, self.overlap)[0].round().int().tolist()
-        with seeded(seed):
-            quarters = [
-                self.augment(TF.crop(image, upper, left, lower - upper, right - left))
-                for left, upper, right, lower in boxes
-            ]
-        return dict(quarters=torch.stack(quarters))
-
-
-class JigsawClustering(Objective):
-    """Supervised contrastive loss of quarters of one image, and cross-entropy of their places; logs the latter's
-    accuracy.
-
-    quarter: side of a quarter in the montage, which is twice as large. temperature, base_temperature: the loss is
-    scaled by their ratio. crop_scale: of the random resized crop of each quarter. flip: its probability. blur:
-    the range of its sigma in pixels.
-
-    In a distributed run the quarters are shuffled over all processes. Loss and gradients (which the processes
-    average) are those of one process with the whole batch.
-    """
-
-    def __init__(
-        self,
-        model: JigsawClusteringModel,
-        source: Sized,
-        quarter: int = 112,
-        overlap: float = 0.3,
-        temperature: float = 0.3,
-        base_temperature: float = 0.07,
-        crop_scale: tuple[float, float] = (0.2, 1.0),
-        flip: float = 0.5,
-        blur: tuple[float, float] = (0.1, 2.0),
-    ) -> None:
-        if not isinstance(model, JigsawClusteringModel):
-            raise RecipeError(
-                f"Jigsaw Clustering trains a model with its two branches, not {type(model).__name__}; choose one of "
-                "`zoo list 'jigclu*' --form pretraining` as the recipe's model."
-            )
-        super().__init__(model, source)
-        self.overlap, self.temperature, self.base_temperature = overlap, temperature, base_temperature
-        self.transform = QuarterTransform(
-            overlap,
-            transforms.Compose(
-                [
-                    transforms.RandomResizedCrop(quarter, scale=tuple(crop_scale), antialias=True),
-                    transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-                    transforms.RandomGrayscale(0.2),
-                    transforms.RandomApply([transforms.GaussianBlur(13, tuple(blur))], p=0.5),  # 13: 3 sigma each way
-                    transforms.RandomHorizontalFlip(flip),
-                ]
-            ),
-        )
-
-    def shuffle(self, quarters: Tensor) -> Shuffled:
-        """Quarters (B, 4, C, s, s) of this process's images -> its montages, out of the quarters of all processes."""
-        images = len(quarters) * _world()
-        permutation = torch.randperm(QUARTERS * images, device=quarters.device)
-        if _world() > 1:
-            dist.broadcast(permutation, src=0)
-            quarters = _gather(quarters)  # as bytes; they are normalized later
-        return Shuffled.of(quarters, permutation, _rank(), _world())
-
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """quarters (B, 4, 3, s, s) uint8 -> the loss, its two parts, and the share of locations found."""
-        shuffled = self.shuffle(batch["quarters"])
-        embedding, logits = self.model(self.to_input(shuffled.montages))  # 4B, D; 4B, 4
-        location = shuffled.location[_rank()]
-        everything = embedding if _world() == 1 else _GatherRows.apply(embedding)
-        own = slice(_rank() * len(embedding), (_rank() + 1) * len(embedding))
-        cluster = cluster_loss(everything, shuffled.image.flatten(), self.temperature, self.base_temperature, own)
-        locate = F.cross_entropy(logits.float(), location)
-        return dict(
-            loss=cluster + locate,
-            cluster_loss=cluster,
-            location_loss=locate,
-            location_accuracy=(logits.argmax(dim=1) == location).float().mean(),
-        )
 
 
 def _world() -> int:
