@@ -36,6 +36,8 @@ from zoo.models.croco import create_pair_model
 from zoo.pretrain import data
 from zoo.pretrain.cross_view import CrossViewCompletion
 from zoo.pretrain.data import ENDLESS, StepSampler, make_loader
+from zoo.pretrain.jigsaw import Jigsaw
+from zoo.pretrain.jigsaw_clustering import JigsawClustering
 from zoo.pretrain.objective import Objective
 from zoo.pretrain.recipe import Recipe, Schedule
 from zoo.weights import save_safetensors
@@ -43,7 +45,11 @@ from zoo.weights import save_safetensors
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-OBJECTIVES: dict[str, type[Objective]] = {"cross_view_completion": CrossViewCompletion}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "cross_view_completion": CrossViewCompletion,
+    "jigsaw": Jigsaw,
+    "jigsaw_clustering": JigsawClustering,
+}
 """Objectives by the name that recipes use."""
 
 
@@ -115,12 +121,13 @@ def make_model(recipe: Recipe) -> nn.Module:
         raise RecipeError(f"The recipe's model_args don't fit {recipe.model} ({error}); correct them.") from error
 
 
-def make_objective(recipe: Recipe, source: Any) -> Objective:
-    """The recipe's model under its objective, both freshly drawn."""
+def make_objective(recipe: Recipe, source: Any, model: nn.Module | None = None) -> Objective:
+    """The recipe's model under its objective, both freshly drawn; or a model that is there."""
     objective_cls = _objective_class(recipe)
     settings = dict(recipe.objective)
     name = settings.pop("name")
-    model = make_model(recipe)
+    if model is None:
+        model = make_model(recipe)
     try:
         return objective_cls(model, source, **settings)
     except TypeError as error:
@@ -308,8 +315,9 @@ def dry_run(recipe: Recipe, *, workers: int = 0, accumulate: int = 1, steps: int
 def show_batch(recipe: Recipe, samples: int = 4) -> Figure:
     """A picture of what the network sees of the first `samples` samples of a recipe's run."""
     source = make_source(recipe)
-    with torch.device("meta"):  # nothing is computed with the model
-        objective = make_objective(recipe, source)
+    with torch.device("meta"):  # nothing is computed with it
+        model = make_model(recipe)
+    objective = make_objective(recipe, source, model)
     sampler = StepSampler(len(source), samples, recipe.seed, 0, 1, 1, 0, 1)
     ((*keys,),) = sampler
     batch = _next(iter(make_loader(source, objective.transform, sampler, workers=0, pin_memory=False)))

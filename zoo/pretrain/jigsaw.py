@@ -1,0 +1,101 @@
+"""Jigsaw: in which of a fixed set of orders are an image's nine patches given?
+
+Noroozi and Favaro, ECCV 2016, arXiv 1603.09246. The training form (ResNet, patches and augmentation as in PIRL)
+is the zoo's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms import v2 as transforms
+
+from zoo.errors import RecipeError
+from zoo.models.resnet import JigsawModel
+from zoo.pretrain.objective import Objective
+from zoo.pretrain.patches import cut_patches, distortion, draw_puzzles, seeded, to_tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PERMUTATIONS = Path(__file__).parent / "permutations.npy"
+
+
+def read_permutations(count: int) -> Tensor:
+    """The first `count` orders of tools/make_permutations.py, (count, 9): the true place of each patch given.
+
+    At least 6 of 9 places differ between any two of the first 100, 4 of the first 2,000, 3 of all 10,000.
+    """
+    every = np.load(PERMUTATIONS)
+    if not 1 < count <= len(every):
+        raise RecipeError(f"There are {len(every):,} permutations, not {count:,}; set model_args.permutations.")
+    return torch.from_numpy(every[:count].astype(np.int64))
+
+
+@dataclass(frozen=True)
+class PuzzleTransform:
+    """An image -> its nine patches in one of the orders; runs in the data workers."""
+
+    permutations: Tensor  # n, 9
+    crop: transforms.Transform
+    patch: int
+    distort: transforms.Transform
+
+    def __call__(self, sample: dict[str, Any], seed: int) -> dict[str, Tensor]:
+        """image: uint8 array (H, W, 3) -> patches (9, 3, p, p) uint8, and permutation, the order's number."""
+        with seeded(seed):
+            patches = [self.distort(patch) for patch in cut_patches(self.crop(to_tensor(sample["image"])), self.patch)]
+            permutation = torch.randint(len(self.permutations), ())
+        return dict(patches=torch.stack(patches)[self.permutations[permutation]], permutation=permutation)
+
+
+class Jigsaw(Objective):
+    """Cross-entropy of the order's number; logs its accuracy.
+
+    crop, crop_scale: side in pixels and area of the random resized crop that is cut into 3x3 cells. patch: side of
+    the patch at a random place in each cell. grayscale: probability.
+    """
+
+    def __init__(
+        self,
+        model: JigsawModel,
+        source: Sized,
+        crop: int = 255,
+        crop_scale: Sequence[float] = (0.6, 1.0),
+        patch: int = 64,
+        grayscale: float = 0.3,
+    ) -> None:
+        if not isinstance(model, JigsawModel):
+            raise RecipeError(
+                f"Jigsaw trains a model with a classifier of permutations, not {type(model).__name__}; choose one of "
+                "`zoo list 'jigsaw*' --form pretraining` as the recipe's model."
+            )
+        super().__init__(model, source)
+        self.transform = PuzzleTransform(
+            read_permutations(model.permutations),
+            transforms.RandomResizedCrop(crop, crop_scale, antialias=True),
+            patch,
+            distortion(grayscale),
+        )
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """patches (B, 9, 3, p, p) uint8 and permutation (B,) -> the loss, and the share of orders found."""
+        logits = self.model(self.to_input(batch["patches"])).float()
+        accuracy = (logits.argmax(dim=1) == batch["permutation"]).float().mean()
+        return dict(loss=F.cross_entropy(logits, batch["permutation"]), accuracy=accuracy)
+
+    def show(self, samples: Sequence[dict[str, Any]], batch: dict[str, Tensor]) -> Figure:
+        """The image, its patches as the network gets them, and put back into their places."""
+        order = self.transform.permutations[batch["permutation"]]
+        caption = (
+            f"The network sees the nine patches of the middle and tells which of {len(self.transform.permutations):,} "
+            "orders they are in.\nNumbers: the places where they belong, row by row."
+        )
+        return draw_puzzles(samples, batch["patches"], order, caption)
