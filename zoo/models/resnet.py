@@ -194,7 +194,7 @@ class JigsawClusteringModel(PretextModel):
         return F.avg_pool2d(maps, 4).flatten(2).transpose(1, 2)
 
     def forward(self, montages: Tensor) -> tuple[Tensor, Tensor]:
-        """Montages (B, C, H, W) -> unit vectors (B, 4, dim) and location logits (B, 4, 4) of their cells, row by row."""
+        """Montages (B, C, H, W) -> unit vectors (B, 4, dim) and location logits (B, 4, 4) of their cells."""
         return self.heads(self.forward_cells(montages))
 
 

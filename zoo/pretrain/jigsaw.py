@@ -20,7 +20,7 @@ from torchvision.transforms import v2 as transforms
 from zoo.errors import RecipeError
 from zoo.models.resnet import JigsawModel
 from zoo.pretrain.objective import Objective
-from zoo.pretrain.patches import cut_patches, distortion, draw_puzzles, seeded, to_tensor
+from zoo.pretrain.patches import cut_patches, distortion, draw_puzzles, to_tensor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,9 +50,8 @@ class PuzzleTransform:
 
     def __call__(self, sample: dict[str, Any], seed: int) -> dict[str, Tensor]:
         """image: uint8 array (H, W, 3) -> patches (9, 3, p, p) uint8, and permutation, the order's number."""
-        with seeded(seed):
-            patches = [self.distort(patch) for patch in cut_patches(self.crop(to_tensor(sample["image"])), self.patch)]
-            permutation = torch.randint(len(self.permutations), ())
+        patches = [self.distort(patch) for patch in cut_patches(self.crop(to_tensor(sample["image"])), self.patch)]
+        permutation = torch.randint(len(self.permutations), ())
         return dict(patches=torch.stack(patches)[self.permutations[permutation]], permutation=permutation)
 
 

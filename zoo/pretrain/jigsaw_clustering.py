@@ -22,7 +22,8 @@ from zoo.errors import RecipeError
 from zoo.models.resnet import JigsawClusteringModel
 from zoo.pictures import FRAME_COLORS, Frame, Panel, draw_panels
 from zoo.pretrain.objective import Objective, as_pixels
-from zoo.pretrain.patches import random_blur, seeded, to_tensor
+from zoo.pretrain.patches import random_blur, to_tensor
+from zoo.pretrain.processes import gather, gather_differentiably, rank, world
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,15 +56,15 @@ class Shuffled(NamedTuple):
     location: Tensor
 
 
-def shuffle(quarters: Tensor, permutation: Tensor, rank: int = 0, world: int = 1) -> Shuffled:
-    """Tile the quarters (n, 4, C, s, s) of all processes' images, shuffled, into the montages of process `rank`.
+def shuffle(quarters: Tensor, permutation: Tensor, process: int = 0, processes: int = 1) -> Shuffled:
+    """Tile the quarters (n, 4, C, s, s) of all processes' images, shuffled, into the montages of one `process`.
 
     permutation: (4n,). Counted quarter by quarter (all images' first ones, then all second ones...), quarter
     permutation[j] comes into cell j div n of montage j mod n.
     """
-    place = rearrange(permutation, "(cell rank b) -> rank b cell", cell=4, rank=world)
+    place = rearrange(permutation, "(cell process b) -> process b cell", cell=4, process=processes)
     image, location = place % len(quarters), place // len(quarters)
-    tiles = quarters[image[rank], location[rank]]  # B, 4, C, s, s
+    tiles = quarters[image[process], location[process]]  # B, 4, C, s, s
     montages = rearrange(tiles, "b (row column) c h w -> b c (row h) (column w)", row=2)
     return Shuffled(montages, image, location)
 
@@ -96,8 +97,7 @@ class QuarterTransform:
         """image: uint8 array (H, W, 3) -> quarters (4, 3, s, s) uint8."""
         image = to_tensor(sample["image"])
         boxes = quarter_boxes(torch.tensor([[image.shape[2], image.shape[1]]]), self.overlap)[0].round().int()
-        with seeded(seed):
-            quarters = [self.augment(TF.crop(image, y, x, y2 - y, x2 - x)) for x, y, x2, y2 in boxes.tolist()]
+        quarters = [self.augment(TF.crop(image, y, x, y2 - y, x2 - x)) for x, y, x2, y2 in boxes.tolist()]
         return dict(quarters=torch.stack(quarters))
 
 
@@ -141,25 +141,23 @@ class JigsawClustering(Objective):
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """quarters (B, 4, 3, s, s) uint8 -> the loss, its parts, and the share of places found."""
-        rank = _rank()
         shuffled = self.shuffle(batch["quarters"])
         embedding, logits = self.model(self.to_input(shuffled.montages))  # B, 4, dim; B, 4, 4
         embedding, logits = embedding.flatten(0, 1), logits.flatten(0, 1).float()
-        own = slice(rank * len(embedding), (rank + 1) * len(embedding))
-        everyone = _GatherRows.apply(embedding) if _world() > 1 else embedding
+        own = slice(rank() * len(embedding), (rank() + 1) * len(embedding))
+        everyone = gather_differentiably(embedding)
         cluster = cluster_loss(everyone, shuffled.image.flatten(), self.temperature, self.base_temperature, own)
-        location = shuffled.location[rank].flatten()
+        location = shuffled.location[rank()].flatten()
         locate = F.cross_entropy(logits, location)
         accuracy = (logits.argmax(dim=1) == location).float().mean()
         return dict(loss=cluster + locate, cluster_loss=cluster, location_loss=locate, location_accuracy=accuracy)
 
     def shuffle(self, quarters: Tensor) -> Shuffled:
         """Quarters (B, 4, C, s, s) of this process's images -> its montages, of the quarters of all processes."""
-        permutation = torch.randperm(4 * len(quarters) * _world(), device=quarters.device)
-        if _world() > 1:
+        permutation = torch.randperm(4 * len(quarters) * world(), device=quarters.device)
+        if world() > 1:
             dist.broadcast(permutation, src=0)
-            quarters = _gather(quarters)  # as bytes: they are normalized later
-        return shuffle(quarters, permutation, _rank(), _world())
+        return shuffle(gather(quarters), permutation, rank(), world())  # gathered as bytes, normalized later
 
     def show(self, samples: Sequence[dict[str, Any]], batch: dict[str, Tensor]) -> Figure:
         """The images with their quarters, and the montages with each quarter in its image's color."""
@@ -193,38 +191,3 @@ def _quarter_frames(image: np.ndarray, overlap: float, color: str) -> list[Frame
 
 def _color(image: int) -> str:
     return FRAME_COLORS[image % len(FRAME_COLORS)]
-
-
-# ---------------------------------------------------------------------------------- several processes
-
-
-class _GatherRows(torch.autograd.Function):
-    """Rows of all processes, in order; backward, each process gets what the losses of all say of its own rows.
-
-    torch's own gather with gradients is deprecated, and what replaces it is newer than the oldest torch we allow.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        return _gather(rows)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        gradient = gradient.clone()
-        dist.all_reduce(gradient)
-        return gradient.chunk(_world())[_rank()]
-
-
-def _gather(rows: Tensor) -> Tensor:
-    """Rows of all processes, in order."""
-    parts = [torch.empty_like(rows) for _ in range(_world())]
-    dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if _world() > 1 else 0

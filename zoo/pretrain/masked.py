@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
-from typing import Any
+from collections.abc import Sequence, Sized
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,11 @@ from torchvision.transforms import v2 as transforms
 from zoo.errors import RecipeError
 from zoo.layers.masking import num_hidden, random_mask
 from zoo.models._masked import MaskedAutoencoder
-from zoo.pretrain.objective import Objective
+from zoo.pictures import draw_images, hide
+from zoo.pretrain.objective import Objective, as_pixels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class ImageTransform:
@@ -59,3 +63,13 @@ class MaskedImageModeling(Objective):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """image (B, 3, H, W) uint8 and mask (B, N) bool -> the loss."""
         return dict(loss=self.model.completion_loss(self.to_input(batch["image"]), batch["mask"], self.hidden))
+
+    def show(self, samples: Sequence[dict[str, Any]], batch: dict[str, Tensor]) -> Figure:
+        """The images, their crops, and what is left of these."""
+        pixels = as_pixels(batch["image"])
+        visible = hide(pixels, batch["mask"], self.model.patch_size)
+        rows = [(sample["image"] / 255, *crop) for sample, *crop in zip(samples, pixels, visible)]
+        caption = "Gray patches are hidden; the network predicts their pixels from the others."
+        return draw_images(
+            rows, ("in the data", "cropped: to be rebuilt", "what the network sees"), "", caption, panel=2.4
+        )

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 from torchvision.transforms import v2 as transforms
 
-from zoo.pictures import Panel, draw_panels
+from zoo.pictures import draw_images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,11 +51,10 @@ class Objective(nn.Module):
         """
         images = {name: as_pixels(value) for name, value in batch.items() if value.ndim == 4 and value.shape[1] == 3}
         labels = [f"class {label}" for label in batch["label"].tolist()] if "label" in batch else []
-        rows = [
-            [Panel(sample["image"] / 255, "in the data"), *(Panel(image[i], name) for name, image in images.items())]
-            for i, sample in enumerate(samples)
-        ]
-        return draw_panels(rows, "", "Right: after the random augmentations of training.", labels)
+        rows = [(sample["image"] / 255, *views) for sample, *views in zip(samples, *images.values())]
+        return draw_images(
+            rows, ("in the data", *images), "", "Augmented at random, as in training.", labels, panel=2.4
+        )
 
     def after_step(self, progress: float) -> None:
         """Called on every process after each optimizer step; progress: the share of the run that is done."""

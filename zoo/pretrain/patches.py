@@ -1,12 +1,11 @@
 """What the jigsaw objectives' transforms share: patches cut from a grid, and their color distortion.
 
-torchvision's transforms draw from torch's global generator; `seeded` makes that a function of the sample's seed.
+All of them draw from torch's CPU generator, which the data workers set to the sample's seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,17 +19,6 @@ from zoo.pretrain.objective import as_pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Torch's CPU generator at `seed`, and afterwards as it was."""
-    before = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would change the GPUs' too
-    try:
-        yield
-    finally:
-        torch.set_rng_state(before)
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
