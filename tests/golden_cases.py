@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import timm
 from safetensors import safe_open
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from zoo.layers.masking import patch_loss, split_mask, take_tokens
 from zoo.layers.patchify import normalize_patches, patchify
 from zoo.models import ZooModel
 from zoo.models.croco import CrocoEncoder, DensePairModel, PairModel
+from zoo.pretrain.pirl import Pirl
 from zoo.weights import Checkpoint
 
 
@@ -138,7 +140,34 @@ def _croco_dense(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str
     return {"output.dense": dense.detach()} | _gradnorms(model, dense.square().mean())
 
 
+def _pirl(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    bank, given = tensors["input.memory_before"], _part(tensors, "input.")
+    embeddings = [given[f"{what}_embedding"].requires_grad_() for what in ("image", "patch")]
+    candidates = [given["candidates_images"], given["candidates_patches"]]
+    model = timm.create_model("pirl_nano_64_lin64", dim=bank.shape[1], device="meta")  # its embeddings are given
+    settings = {key: config[key] for key in ("temperature", "negatives", "momentum")}
+    losses = {}
+    for loss in ("infonce", "nce"):
+        objective = Pirl(model, range(len(bank)), loss=loss, **settings)
+        objective.bank.vectors.copy_(bank)
+        losses[loss] = objective.losses(*embeddings, *candidates)
+    losses["nce"]["loss"].backward()
+    objective.bank.update(given["index"], embeddings[0].detach())
+    return {
+        "output.Z": objective.normalizer.reshape(1),
+        "output.loss": losses["nce"]["loss"].detach().reshape(1),
+        "output.loss_images": losses["nce"]["image_loss"].detach().reshape(1),
+        "output.loss_patches": losses["nce"]["view_loss"].detach().reshape(1),
+        "output.infonce_images": losses["infonce"]["image_loss"].detach().reshape(1),
+        "output.infonce_patches": losses["infonce"]["view_loss"].detach().reshape(1),
+        "output.grad.image_embedding": embeddings[0].grad,
+        "output.grad.patch_embedding": embeddings[1].grad,
+        "output.memory_after": objective.bank.vectors,
+    }
+
+
 _FAMILIES: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], dict[str, Tensor]]] = {
     "croco": _croco,
     "croco_dense": _croco_dense,
+    "pirl": _pirl,
 }

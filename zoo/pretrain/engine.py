@@ -37,10 +37,11 @@ from zoo.pretrain import data
 from zoo.pretrain.cross_view import CrossViewCompletion
 from zoo.pretrain.data import ENDLESS, StepSampler, make_loader
 from zoo.pretrain.objective import Objective
+from zoo.pretrain.pirl import Pirl
 from zoo.pretrain.recipe import Recipe, Schedule
 from zoo.weights import save_safetensors
 
-OBJECTIVES: dict[str, type[Objective]] = {"cross_view_completion": CrossViewCompletion}
+OBJECTIVES: dict[str, type[Objective]] = {"cross_view_completion": CrossViewCompletion, "pirl": Pirl}
 """Objectives by the name that recipes use."""
 
 
