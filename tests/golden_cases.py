@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
@@ -24,6 +25,7 @@ from zoo.models import ZooModel
 from zoo.models.croco import CrocoEncoder, DensePairModel, PairModel
 from zoo.models.resnet import JigsawClusteringHeads, JigsawClusteringModel
 from zoo.pretrain.jigsaw_clustering import cluster_loss, quarter_boxes, shuffle
+from zoo.pretrain.pirl import Pirl
 from zoo.weights import Checkpoint
 
 
@@ -167,8 +169,35 @@ def _jigclu(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Ten
     } | {f"gradnorm.{name}": parameter.grad.norm().reshape(1) for name, parameter in heads.named_parameters()}
 
 
+def _pirl(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    bank, given = tensors["input.memory_before"], _part(tensors, "input.")
+    embeddings = [given[f"{what}_embedding"].requires_grad_() for what in ("image", "patch")]
+    candidates = [given["candidates_images"], given["candidates_patches"]]
+    model = timm.create_model("pirl_nano_64_lin64", dim=bank.shape[1], device="meta")  # its embeddings are given
+    settings = {key: config[key] for key in ("temperature", "negatives", "momentum")}
+    losses = {}
+    for loss in ("infonce", "nce"):
+        objective = Pirl(model, range(len(bank)), loss=loss, **settings)
+        objective.bank.vectors.copy_(bank)
+        losses[loss] = objective.losses(*embeddings, *candidates)
+    losses["nce"]["loss"].backward()
+    objective.bank.update(given["index"], embeddings[0].detach())
+    return {
+        "output.Z": objective.normalizer.reshape(1),
+        "output.loss": losses["nce"]["loss"].detach().reshape(1),
+        "output.loss_images": losses["nce"]["image_loss"].detach().reshape(1),
+        "output.loss_patches": losses["nce"]["view_loss"].detach().reshape(1),
+        "output.infonce_images": losses["infonce"]["image_loss"].detach().reshape(1),
+        "output.infonce_patches": losses["infonce"]["view_loss"].detach().reshape(1),
+        "output.grad.image_embedding": embeddings[0].grad,
+        "output.grad.patch_embedding": embeddings[1].grad,
+        "output.memory_after": objective.bank.vectors,
+    }
+
+
 _FAMILIES: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], dict[str, Tensor]]] = {
     "croco": _croco,
     "croco_dense": _croco_dense,
     "jigclu": _jigclu,
+    "pirl": _pirl,
 }

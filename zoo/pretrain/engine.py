@@ -39,6 +39,7 @@ from zoo.pretrain.data import ENDLESS, StepSampler, make_loader
 from zoo.pretrain.jigsaw import Jigsaw
 from zoo.pretrain.jigsaw_clustering import JigsawClustering
 from zoo.pretrain.objective import Objective
+from zoo.pretrain.pirl import Pirl
 from zoo.pretrain.recipe import Recipe, Schedule
 from zoo.weights import save_safetensors
 
@@ -49,6 +50,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "cross_view_completion": CrossViewCompletion,
     "jigsaw": Jigsaw,
     "jigsaw_clustering": JigsawClustering,
+    "pirl": Pirl,
 }
 """Objectives by the name that recipes use."""
 

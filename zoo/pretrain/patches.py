@@ -78,20 +78,25 @@ def random_blur() -> transforms.Transform:
 
 
 def draw_puzzles(
-    samples: Sequence[dict[str, Any]], patches: Tensor, order: Tensor, caption: str, extra: Sequence[Panel] = ()
+    samples: Sequence[dict[str, Any]],
+    patches: Tensor,
+    order: Tensor,
+    caption: str,
+    crops: Sequence[np.ndarray] | None = None,
 ) -> Figure:
     """For each sample a row: the image, the patches as the network gets them, and the patches where they belong.
 
-    patches: (B, 9, 3, p, p) uint8. order: (B, 9), the true place of each. extra: a panel more for each row.
+    patches: (B, 9, 3, p, p) uint8. order: (B, 9), the true place of each. crops: what else the network gets.
     """
-    titles = ("in the data", "what the network gets", "the same, put in place")
     rows = []
     for i, sample in enumerate(samples):
         tiles, places = as_pixels(patches[i]), order[i].tolist()
-        back = np.argsort(places)
-        row = [Panel(sample["image"] / 255), _mosaic(tiles, places), _mosaic(tiles[back], list(range(9)))]
-        row[1:1] = extra[i : i + 1]
-        rows.append([panel._replace(title=title if i == 0 else "") for panel, title in zip(row, titles)])
+        panels = dict(image=Panel(sample["image"] / 255))
+        if crops is not None:
+            panels["the crop"] = Panel(crops[i])
+        panels["its patches, shuffled"] = _mosaic(tiles, places)
+        panels["put in place again"] = _mosaic(tiles[np.argsort(places)], range(9))
+        rows.append([panel._replace(title=title if i == 0 else "") for title, panel in panels.items()])
     return draw_panels(rows, "", caption)
 
 
