@@ -374,6 +374,7 @@ _PIRL_HEADS = "linear heads and noise-contrastive estimation"
 _PIRL_MLP_HEADS = "heads with a hidden layer, blurred views and InfoNCE"
 _RESNET50_PARAMETERS = 23_508_032
 _RESNET_NANO = dict(layers=(1, 1, 1, 1), channels=(32, 64, 128, 256))
+_RESNET_SMALLEST = dict(layers=(1, 1, 1, 1), channels=(16, 32, 64, 128))
 
 
 def _linear_probe(accuracy: float, source: str) -> tuple[Metric, ...]:
@@ -505,8 +506,8 @@ _JIGSAW = (
         family="jigsaw",
         form="pretraining",
         description="Jigsaw in small: a ResNet of four blocks, 100 permutations, trained in minutes on a CPU",
-        args=dict(**_RESNET_NANO, permutations=100, dim=64),
-        parameters=2_144_356,
+        args=dict(**_RESNET_SMALLEST, permutations=100, dim=64),
+        parameters=603_684,
         license="Apache-2.0",
         paper=JIGSAW_PAPER,
         input_size=(3, 64, 64),
@@ -550,8 +551,8 @@ _JIGCLU = (
         family="jigclu",
         form="pretraining",
         description="Jigsaw Clustering in small: a ResNet of four blocks, trained in minutes on a CPU",
-        args=dict(**_RESNET_NANO, dim=64),
-        parameters=3_140_356,
+        args=dict(**_RESNET_SMALLEST, dim=64),
+        parameters=810_692,
         license="Apache-2.0",
         paper=JIGCLU_PAPER,
         input_size=(3, 64, 64),

@@ -94,8 +94,8 @@ def draw_puzzles(
         panels = dict(image=Panel(sample["image"] / 255))
         if crops is not None:
             panels["the crop"] = Panel(crops[i])
-        panels["its patches, shuffled"] = _mosaic(tiles, places)
-        panels["put in place again"] = _mosaic(tiles[np.argsort(places)], range(9))
+        panels["nine patches, shuffled"] = _mosaic(tiles, places)
+        panels["put in place"] = _mosaic(tiles[np.argsort(places)], range(9))
         rows.append([panel._replace(title=title if i == 0 else "") for title, panel in panels.items()])
     return draw_panels(rows, "", caption)
 
