@@ -59,7 +59,8 @@ class Jigsaw(Objective):
     """Cross-entropy of the order's number; logs its accuracy.
 
     crop, crop_scale: side in pixels and area of the random resized crop that is cut into 3x3 cells. patch: side of
-    the patch at a random place in each cell. grayscale: probability.
+    the patch at a random place in each cell. grayscale: probability that a patch loses its color. distort: all the
+    rest of PIRL's augmentation of each patch.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Jigsaw(Objective):
         crop_scale: Sequence[float] = (0.6, 1.0),
         patch: int = 64,
         grayscale: float = 0.3,
+        distort: bool = True,
     ) -> None:
         if not isinstance(model, JigsawModel):
             raise RecipeError(
@@ -81,7 +83,7 @@ class Jigsaw(Objective):
             read_permutations(model.permutations),
             transforms.RandomResizedCrop(crop, crop_scale, antialias=True),
             patch,
-            distortion(grayscale),
+            distortion(grayscale) if distort else transforms.RandomGrayscale(grayscale),
         )
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
