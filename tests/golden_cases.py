@@ -173,7 +173,7 @@ def _pirl(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tenso
     bank, given = tensors["input.memory_before"], _part(tensors, "input.")
     embeddings = [given[f"{what}_embedding"].requires_grad_() for what in ("image", "patch")]
     candidates = [given["candidates_images"], given["candidates_patches"]]
-    model = timm.create_model("pirl_nano_64_lin64", dim=bank.shape[1], device="meta")  # its embeddings are given
+    model = timm.create_model("pirl_nano_48_lin64", dim=bank.shape[1], device="meta")  # its embeddings are given
     settings = {key: config[key] for key in ("temperature", "negatives", "momentum")}
     losses = {}
     for loss in ("infonce", "nce"):

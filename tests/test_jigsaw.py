@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tests.two_processes import in_two_processes
 from tools.make_permutations import make_permutations
 from zoo.errors import RecipeError
 from zoo.models.resnet import JigsawClusteringModel
@@ -23,8 +21,7 @@ from zoo.pretrain.jigsaw_clustering import QuarterTransform, cluster_loss, shuff
 from zoo.pretrain.objective import Objective
 from zoo.pretrain.recipe import Recipe, load_recipe
 
-ROOT = Path(__file__).parents[1]
-NARROW = dict(channels=[4, 4, 4, 8], dim=8)
+NARROW = dict(channels=(4, 4, 4, 8), dim=8)
 NANO = ("jigclu_nano", "jigsaw_nano")
 
 
@@ -208,19 +205,15 @@ def one_step(folder: Path) -> None:
 
 def test_two_processes_are_the_same_step(tmp_path: Path) -> None:
     one_step(tmp_path)
-    script = tmp_path / "step.py"
-    script.write_text(
+    in_two_processes(
         "import torch\n"
         "from pathlib import Path\n"
         "from tests.test_jigsaw import one_step\n"
         "torch.distributed.init_process_group('gloo')\n"
         f"one_step(Path({str(tmp_path)!r}))\n"
-        "torch.distributed.destroy_process_group()\n"
+        "torch.distributed.destroy_process_group()\n",
+        tmp_path,
     )
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
     for name in NANO:
         one, *two = (load_file(tmp_path / f"{name}.{part}") for part in ("1.0", "2.0", "2.1"))
         for key, want in one.items():

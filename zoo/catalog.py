@@ -373,8 +373,7 @@ _JIGCLU_200E = Source(
 _PIRL_HEADS = "linear heads and noise-contrastive estimation"
 _PIRL_MLP_HEADS = "heads with a hidden layer, blurred views and InfoNCE"
 _RESNET50_PARAMETERS = 23_508_032
-_RESNET_NANO = dict(layers=(1, 1, 1, 1), channels=(32, 64, 128, 256))
-_RESNET_SMALLEST = dict(layers=(1, 1, 1, 1), channels=(16, 32, 64, 128))
+_RESNET_NANO = dict(layers=(1, 1, 1, 1), channels=(16, 32, 64, 128))
 
 
 def _linear_probe(accuracy: float, source: str) -> tuple[Metric, ...]:
@@ -469,16 +468,16 @@ _PIRL = (
         recipe="pirl_resnet50_mlp",
     ),
     Variant(
-        architecture="pirl_nano_64_lin64",
+        architecture="pirl_nano_48_lin64",
         tag="",
         family="pirl",
         form="pretraining",
         description="PIRL in small: a ResNet of four blocks with linear heads, trained in minutes on a CPU",
         args=dict(**_RESNET_NANO, dim=64),
-        parameters=2_189_184,
+        parameters=615_744,
         license="Apache-2.0",
         paper=PIRL_PAPER,
-        input_size=(3, 64, 64),
+        input_size=(3, 48, 48),
         recipe="pirl_nano",
     ),
 )
@@ -506,7 +505,7 @@ _JIGSAW = (
         family="jigsaw",
         form="pretraining",
         description="Jigsaw in small: a ResNet of four blocks, 100 permutations, trained in minutes on a CPU",
-        args=dict(**_RESNET_SMALLEST, permutations=100, dim=64),
+        args=dict(**_RESNET_NANO, permutations=100, dim=64),
         parameters=603_684,
         license="Apache-2.0",
         paper=JIGSAW_PAPER,
@@ -551,7 +550,7 @@ _JIGCLU = (
         family="jigclu",
         form="pretraining",
         description="Jigsaw Clustering in small: a ResNet of four blocks, trained in minutes on a CPU",
-        args=dict(**_RESNET_SMALLEST, dim=64),
+        args=dict(**_RESNET_NANO, dim=64),
         parameters=810_692,
         license="Apache-2.0",
         paper=JIGCLU_PAPER,

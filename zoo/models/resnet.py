@@ -72,6 +72,7 @@ PretextResNet.layouts = {
         _UNCOUNTED,
     ),
     "pretraining": KeyRules(Drop("heads.*", "the heads of the pretext task"), Rename("encoder.*", "*")),
+    "uncounted": KeyRules(Rename("*", "*"), _UNCOUNTED),
 }
 
 
