@@ -1,7 +1,7 @@
 """Relative-position bias: a learned number for each offset between two patches and each head, added to attention.
 
-What depends on the grid alone (which row of the table an offset has, how a table is brought to another grid)
-is computed once and shared by all blocks and steps.
+What depends on grids alone (which offset two patches have, how a table is brought to another grid) is computed once
+and shared by all blocks and steps.
 """
 
 from __future__ import annotations
@@ -11,20 +11,19 @@ from functools import lru_cache, wraps
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from timm.layers import gen_relative_position_index, resize_rel_pos_bias_table
+from timm.layers import gen_relative_position_index, resize_rel_pos_bias_table, trunc_normal_
 from torch import Tensor, nn
 
-from zoo.layers.attention import SelfAttention
+from zoo.layers.positions import Grid, GridTable
 
-Grid = tuple[int, int]  # rows, columns of patches
 _T = TypeVar("_T")
 
 
 class Relative(NamedTuple):
-    """How a table's bias is read on one grid.
+    """How the tables of `RelativeBias` are read on one grid.
 
-    index: the table's row for each query and key, (N, N), or (B, n, n) where every sample has its own patches.
-    resample: two matrices, of rows and of columns, that bring a table to the grid, if it was made for another.
+    index: the offset's number for each query and key, (N, N), or (B, n, n) where every sample has its own patches.
+    resample: two matrices, of rows and of columns, that bring a table to the grid, if it was learned on another.
     """
 
     index: Tensor
@@ -35,19 +34,58 @@ class Relative(NamedTuple):
         return self._replace(index=self.index[visible.unsqueeze(2), visible.unsqueeze(1)])
 
 
-def num_offsets(grid: Grid) -> int:
-    """How many offsets two patches of a grid can have, that is the rows of its table."""
-    return (2 * grid[0] - 1) * (2 * grid[1] - 1)
+class RelativeBias(GridTable):
+    """A learned number for each offset between two patches and each head, which attention adds to its logits.
+
+    table: (2 * rows - 1, 2 * columns - 1, heads), from the most negative offset (query minus key) on.
+    """
+
+    def __init__(self, num_heads: int, grid: Grid, device=None, dtype=None) -> None:
+        super().__init__()
+        self.grid = grid
+        self.table = nn.Parameter(torch.empty(*_offsets(grid), num_heads, device=device, dtype=dtype))
+
+    def init_weights(self) -> None:
+        trunc_normal_(self.table, std=0.02)
+
+    def read_on(self, grid: Grid) -> Relative:
+        """How this table, and others of its size, are read on a grid."""
+        device = self.table.device
+        return Relative(
+            relative_index(*grid, device), None if grid == self.grid else _axis_matrices(self.grid, grid, device)
+        )
+
+    def forward(self, relative: Relative) -> Tensor:
+        """The bias (heads, N, N), or (B, heads, n, n) where every sample has its own patches."""
+        table = self.table if relative.resample is None else _apply(relative.resample, self.table)
+        # heads first, so that the kernels get the bias as they want it, without a copy
+        bias = table.flatten(0, 1).T.index_select(1, relative.index.flatten()).unflatten(1, relative.index.shape)
+        return bias if relative.index.ndim == 2 else bias.transpose(0, 1)
+
+    def fit(self, saved: Tensor) -> Tensor:
+        if saved.ndim != 3:  # left to the comparison of all shapes
+            return saved
+        grid = ((saved.shape[0] + 1) // 2, (saved.shape[1] + 1) // 2)
+        return saved if grid == self.grid else _apply(_axis_matrices(grid, self.grid, saved.device), saved)
+
+    @torch.no_grad()
+    def set_grid(self, grid: Grid) -> None:
+        if grid != self.grid:
+            table = _apply(_axis_matrices(self.grid, grid, self.table.device), self.table)
+            self.table, self.grid = nn.Parameter(table, self.table.requires_grad), grid
 
 
-def relative(grid: Grid, table_grid: Grid, device: torch.device) -> Relative:
-    """How a table made for `table_grid` is read on `grid`."""
-    index = relative_index(*grid, device)
-    return Relative(index, None if grid == table_grid else _resampling(table_grid, grid, device))
+def _offsets(grid: Grid) -> tuple[int, int]:
+    return 2 * grid[0] - 1, 2 * grid[1] - 1
+
+
+def _apply(matrices: tuple[Tensor, Tensor], table: Tensor) -> Tensor:
+    rows, columns = (matrix.to(table.dtype) for matrix in matrices)
+    return torch.einsum("yr,xc,rch->yxh", rows, columns, table)
 
 
 def _once_a_grid(make: Callable[..., _T]) -> Callable[..., _T]:
-    """Remember results. While a graph is traced they become its constants; a graph's own tensors are not kept."""
+    """Remember results. A graph that is being traced makes its own: as constants, or, in an export, as its nodes."""
     remembered = lru_cache(maxsize=8)(make)
 
     @torch.compiler.assume_constant_result
@@ -68,60 +106,17 @@ def relative_index(rows: int, columns: int, device: torch.device) -> Tensor:
 
 
 @_once_a_grid
-def _resampling(old: Grid, new: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
-    """timm's resampling of bias tables, linear between unevenly spaced offsets, as a matrix for each axis.
+def _axis_matrices(old: Grid, new: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """timm's resampling of bias tables (linear between unevenly spaced offsets) as a matrix for each axis:
+    (2 * new rows - 1, 2 * old rows - 1) and the same of columns.
 
-    (2 * new rows - 1, 2 * old rows - 1) and the same of columns. timm resamples values; what it makes of the unit
-    vectors of an axis is the axis's matrix.
+    timm resamples values; what it makes of an axis's unit vectors is the axis's matrix.
     """
-    rows, columns = (2 * side - 1 for side in old)
-    units_of_rows = torch.eye(rows).repeat_interleave(columns, 0)  # as tables: offsets, "heads"
+    rows, columns = _offsets(old)
+    units_of_rows = torch.eye(rows).repeat_interleave(columns, 0)  # flat tables; the unit vectors stand for heads
     units_of_columns = torch.eye(columns).repeat(rows, 1)
     units = torch.cat((units_of_rows, units_of_columns), dim=1)
-    resampled = resize_rel_pos_bias_table(units, new, (num_offsets(new), units.shape[1]), old)
-    resampled = resampled.unflatten(0, (2 * new[0] - 1, 2 * new[1] - 1))
+    new_rows, new_columns = _offsets(new)
+    resampled = resize_rel_pos_bias_table(units, new, (new_rows * new_columns, units.shape[1]), old)
+    resampled = resampled.unflatten(0, (new_rows, new_columns))
     return resampled[:, 0, :rows].contiguous().to(device), resampled[0, :, rows:].contiguous().to(device)
-
-
-def resample_bias_table(table: Tensor, resample: tuple[Tensor, Tensor]) -> Tensor:
-    """A table (offsets, heads) brought to another grid by the matrices of `Relative.resample`."""
-    rows, columns = (matrix.to(table.dtype) for matrix in resample)
-    maps = table.unflatten(0, (rows.shape[1], columns.shape[1]))  # old rows, old columns, heads
-    return torch.einsum("yr,xc,rch->yxh", rows, columns, maps).flatten(0, 1)
-
-
-class RelativeAttention(SelfAttention):
-    """Self-attention with an optional relative-position bias; `grid`: the one that the table is made for."""
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        qkv_bias: bool = True,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-        grid: Grid | None = None,
-        device=None,
-        dtype=None,
-    ) -> None:
-        super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop, device, dtype)
-        self.bias_table = None
-        if grid is not None:
-            self.bias_table = nn.Parameter(torch.empty(num_offsets(grid), num_heads, device=device, dtype=dtype))
-
-    def forward(self, x: Tensor, relative: Relative | None = None) -> Tensor:  # type: ignore[override]
-        """x (B, N, C) -> B, N, C."""
-        if relative is None or self.bias_table is None:
-            return super().forward(x)
-        return super().forward(x, bias=self.bias(relative))
-
-    def bias(self, relative: Relative) -> Tensor:
-        """(heads, N, N), or (B, heads, n, n) where every sample has its own patches."""
-        assert self.bias_table is not None
-        table = self.bias_table
-        if relative.resample is not None:
-            table = resample_bias_table(table, relative.resample)
-        index = relative.index
-        # heads first, so that the kernels get the bias as they want it, without a copy
-        bias = table.T.index_select(1, index.flatten()).unflatten(1, index.shape)
-        return bias if index.ndim == 2 else bias.transpose(0, 1)
