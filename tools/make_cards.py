@@ -17,11 +17,16 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's zoo, installed or not
 
+import zoo  # noqa: F401  (registers the models)
 from zoo.catalog import VARIANTS, Variant
 from zoo.pretrain.recipe import Recipe, load_recipe
 
@@ -37,18 +42,50 @@ LICENSES = {
         "but not commercially; you must name their authors; and what you make from them and share, such as "
         "fine-tuned weights, must be under the same license."
     ),
+    "MIT": (
+        "the [MIT license](https://opensource.org/license/mit). You may use, share and change them, commercially too, "
+        "as long as the license's text stays with them."
+    ),
+    "unknown": "no license that their authors name. Ask them before you share these weights or build on them.",
     "Apache-2.0": (
         "[Apache-2.0](https://www.apache.org/licenses/LICENSE-2.0). You may use, share and change them, "
         "commercially too, as long as the license and its notices stay with them."
     ),
 }
 
-CROCO = (
-    "CroCo is pretrained on pairs of photos of one scene from two viewpoints: most of the first photo is hidden, and "
-    "the network rebuilds it with the help of the second. To do that well, it has to find out what corresponds to "
-    "what: so it learns the geometry of scenes without labels."
-)
+FAMILIES = {
+    "croco": (
+        "CroCo is pretrained on pairs of photos of one scene from two viewpoints: most of the first photo is hidden, "
+        "and the network rebuilds it with the help of the second. To do that well, it has to find out what corresponds "
+        "to what: so it learns the geometry of scenes without labels."
+    ),
+    "convmae": (
+        "ConvMAE is pretrained by hiding three quarters of an image's patches and rebuilding their pixels. Two "
+        "convolutional stages come before the transformer; their convolutions are masked, so that nothing leaks from "
+        "hidden patches, and here they run on the visible ones only."
+    ),
+    "hivit": (
+        "HiViT is a hierarchical vision transformer that keeps every 16x16 patch separate until its main stage, so "
+        "that in masked pretraining hidden patches are left out from the first layer on."
+    ),
+    "itpn": (
+        "iTPN puts a feature pyramid on HiViT and pretrains both together by masked image modeling, so that the neck "
+        "of a detector or segmenter is not trained from nothing."
+    ),
+    "fast_itpn": (
+        "Fast-iTPN is iTPN's faster successor: convolutional first stages, a plain transformer with gated MLPs as the "
+        "main one, pretrained to predict the tokens of a CLIP teacher at hidden patches."
+    ),
+    "resnet": "The network is a plain ResNet, timm's own.",
+}
+"""What a newcomer should know of a family."""
+
 ABOUT = {
+    "encoder": "This is its backbone for single images, with the whole of timm's protocol.",
+    "pretraining": (
+        "This is the whole of what pretraining trains: take it to go on with pretraining or to look at the pretext "
+        "task. For features take the backbone."
+    ),
     ("croco", "encoder"): (
         "This is its encoder: a vision transformer for single photos, without class token. Fine-tune it for dense "
         "geometric tasks such as depth or surface normals."
@@ -63,7 +100,7 @@ ABOUT = {
         "other forms, it does its task as it is."
     ),
 }
-"""What a newcomer should know of a family's form."""
+"""What a newcomer should know of a form; of all families' if the family has no text of its own."""
 
 CHANNELS = {
     2: "the disparity in pixels and its confidence",
@@ -120,16 +157,12 @@ def front_matter(variant: Variant) -> str:
 
 
 def introduction(variant: Variant) -> str:
-    text = f"{CROCO} {ABOUT[variant.family, variant.form]}"
-    if variant.form == "encoder":
-        pair = _pair_of(variant)
-        text += f" For tasks on two photos take [{pair.name}]({pair.name}.md), the same weights with the decoder."
+    text = f"{FAMILIES[variant.family]} {ABOUT.get((variant.family, variant.form)) or ABOUT[variant.form]}"
+    if (whole := _whole_of(variant)) is not None:
+        what = "the decoder, for tasks on two photos" if whole.form == "binocular" else "what pretraining adds to it"
+        text += f" [{whole.name}]({whole.name}.md) has the same weights with {what}."
     if not variant.sources:
-        text += (
-            " Its decoder runs plain self-attention over both photos in one sequence (CatBlocks) in place of "
-            "cross-attention, which takes more compute and less memory. **It has no published weights**: it is here "
-            "to be trained."
-        )
+        text += " **It has no published weights**: it is here to be trained."
     elif variant.sources[0].kind == "package":
         text += (
             " This one is small, for lessons, tests and machines without a GPU, and was trained on rendered scenes: "
@@ -138,9 +171,12 @@ def introduction(variant: Variant) -> str:
     return f"# {variant.name}\n\n{variant.description}.\n\n{text}"
 
 
-def _pair_of(encoder: Variant) -> Variant:
-    """The two-image variant that an encoder's weights are a part of."""
-    return next(v for v in VARIANTS if v.form == "binocular" and v.sources == encoder.sources)
+def _whole_of(encoder: Variant) -> Variant | None:
+    """The two-image or pretraining variant that a backbone's weights are a part of."""
+    if encoder.form != "encoder" or not encoder.sources:
+        return None
+    wholes = (v for v in VARIANTS if v.form in ("binocular", "pretraining") and v.sources == encoder.sources)
+    return next(wholes, None)
 
 
 def usage(variant: Variant) -> str:
@@ -163,57 +199,104 @@ def usage(variant: Variant) -> str:
     return "## How to load it\n\n" + "\n\n".join(parts)
 
 
+@cache
+def _model(name: str, **args: Any) -> Any:
+    """The variant's model without data: it knows the shapes of everything."""
+    return timm.create_model(name, device="meta", **args).eval()
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return ", ".join(map(str, tensor.shape))
+
+
 def _timm_lines(variant: Variant) -> str:
     """Lines that run as they are; a comment that starts with numbers is the shape of what its line assigns."""
-    _, height, width = variant.input_size
-    patch = variant.args.get("patch_size", 16)
-    num, shape = (height // patch) * (width // patch), f"1, 3, {height}, {width}"
-    weights = ", pretrained=True" if variant.tag else ""
+    body = {"encoder": _encoder_lines, "pretraining": _pretraining_lines, "binocular": _pair_lines}
+    lines = body.get(variant.form, _dense_lines)(variant, ", pretrained=True" if variant.tag else "")
     head = ["import timm", "import torch", "from PIL import Image"]
     if variant.form == "dense":
         head.append("from torchvision.transforms.functional import normalize, to_tensor")
     head += ["", "import zoo  # registers the zoo's architectures with timm", "", f'name = "{variant.name}"']
-    if variant.form == "encoder":
-        dim, (rows, columns) = variant.args["embed_dim"], (height // patch + 2, 2 * width // patch)
-        body = f"""
-model = timm.create_model(name{weights}).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))  # resize, crop, normalize
-image = transform(Image.open("photo.jpg").convert("RGB")).unsqueeze(0)  # {shape}
-with torch.inference_mode():
-    tokens = model.forward_features(image)  # 1, {num}, {dim}: one for each patch, row by row
-    vector = model(image)  # 1, {dim}: their mean
+    return "```python\n" + "\n".join(head) + f"\n{lines}\n```"
 
-# maps of images of any size that the patch of {patch} divides, for dense heads: a list of the last three blocks
-size = ({rows * patch}, {columns * patch})
-backbone = timm.create_model(name{weights}, features_only=True, img_size=size).eval()
-deepest = backbone(torch.rand(1, 3, *size))[-1]  # 1, {dim}, {rows}, {columns}"""
-    elif variant.form == "binocular":
-        dim = variant.args["decoder_dim"]
-        body = f"""
-model = timm.create_model(name{weights}).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))  # resize, crop, normalize
-img1 = transform(Image.open("1.jpg").convert("RGB")).unsqueeze(0)  # {shape}
-img2 = transform(Image.open("2.jpg").convert("RGB")).unsqueeze(0)  # {shape}
+
+def _image_lines(variant: Variant, *names: str) -> str:
+    """Photos as the model takes them, under the names of their files."""
+    return "\n".join(
+        [
+            "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))  # resize, normalize",
+            *(
+                f'{name} = transform(Image.open("{name}.jpg").convert("RGB")).unsqueeze(0)  # 1, '
+                + ", ".join(map(str, variant.input_size))
+                for name in names
+            ),
+        ]
+    )
+
+
+def _encoder_lines(variant: Variant, weights: str) -> str:
+    model, (_, height, width) = _model(variant.name), variant.input_size
+    image = torch.empty(1, *variant.input_size, device="meta")
+    with torch.no_grad():
+        features, vector = model.forward_features(image), model(image)
+        size = (height + 32, 2 * width)
+        backbone = _model(variant.name, features_only=True, **({"img_size": size} if _sized(variant) else {}))
+        maps = backbone(torch.empty(1, 3, *size, device="meta"))
+    tokens = "one for each patch, row by row" if features.ndim == 3 else "a map"
+    result = f"scores of the {variant.num_classes:,} classes" if variant.num_classes else "their mean"
+    listed = ", ".join(map(str, backbone.feature_info.reduction()))
+    at_size = ", img_size=size" if _sized(variant) else ""
+    return f"""model = timm.create_model(name{weights}).eval()
+{_image_lines(variant, "photo")}
 with torch.inference_mode():
-    tokens = model(img1, img2)  # 1, {num}, {dim}: image 1 in the light of image 2
-    tokens1, tokens2 = model(img1, img2, symmetric=True)  # both ways, encoding each image once
-    maps = model.forward_intermediates(img1, img2, indices=4, output_fmt="NCHW")  # of the last four blocks
-    image = model.complete(img1, img2, mask_ratio=0.9).image  # {shape}: image 1, hidden patches predicted"""
-    else:
-        channels, crop = variant.args["out_chans"], f"[..., :{height}, :{width}]"
-        body = f"""
-model = timm.create_model(name{weights}).eval()
+    features = model.forward_features(photo)  # {_shape(features)}: {tokens}
+    vector = model(photo)  # {_shape(vector)}: {result}
+
+# maps for dense heads, at strides {listed}, of images of any size that {backbone.feature_info.reduction()[-1]} divides
+size = {size}
+backbone = timm.create_model(name{weights}, features_only=True{at_size}).eval()
+deepest = backbone(torch.rand(1, 3, *size))[-1]  # {_shape(maps[-1])}"""
+
+
+def _sized(variant: Variant) -> bool:
+    """Whether a model is made for one input size; plain convolutional ones take any."""
+    return variant.family != "resnet"
+
+
+def _pretraining_lines(variant: Variant, weights: str) -> str:
+    shape = ", ".join(map(str, variant.input_size))
+    return f"""model = timm.create_model(name{weights}).eval()
+{_image_lines(variant, "photo")}
+image = model.complete(photo, mask_ratio=0.75).image  # 1, {shape}: the photo, hidden patches predicted"""
+
+
+def _pair_lines(variant: Variant, weights: str) -> str:
+    _, height, width = variant.input_size
+    patch, dim, shape = variant.args.get("patch_size", 16), variant.args["decoder_dim"], f"1, 3, {height}, {width}"
+    num = (height // patch) * (width // patch)
+    return f"""model = timm.create_model(name{weights}).eval()
+{_image_lines(variant, "left", "right")}
+with torch.inference_mode():
+    tokens = model(left, right)  # 1, {num}, {dim}: the left image in the light of the right one
+    tokens1, tokens2 = model(left, right, symmetric=True)  # both ways, encoding each image once
+    maps = model.forward_intermediates(left, right, indices=4, output_fmt="NCHW")  # of the last four blocks
+    image = model.complete(left, right, mask_ratio=0.9).image  # {shape}: the left one, hidden patches predicted"""
+
+
+def _dense_lines(variant: Variant, weights: str) -> str:
+    _, height, width = variant.input_size
+    channels, crop = variant.args["out_chans"], f"[..., :{height}, :{width}]"
+    return f"""model = timm.create_model(name{weights}).eval()
 
 
 def read(path):
     return normalize(to_tensor(Image.open(path).convert("RGB")), {list(variant.mean)}, {list(variant.std)})[None]
 
 
-img1, img2 = read("1.jpg"), read("2.jpg"){"  # a rectified pair, the left image first" if channels == 2 else ""}
+left, right = read("left.jpg"), read("right.jpg"){"  # a rectified pair" if channels == 2 else ""}
 with torch.inference_mode():
-    dense = model(img1{crop}, img2{crop})  # 1, {channels}, {height}, {width}: of a crop
-    whole = model.forward_tiled(img1, img2, {TILING[channels]})  # the same for images of any larger size"""
-    return "```python\n" + "\n".join(head) + f"{body}\n```"
+    dense = model(left{crop}, right{crop})  # 1, {channels}, {height}, {width}: of a crop
+    whole = model.forward_tiled(left, right, {TILING[channels]})  # the same for images of any larger size"""
 
 
 def _hub_lines(variant: Variant) -> str:
@@ -239,8 +322,10 @@ def facts(variant: Variant) -> str:
         "Normalization": f"values 0 to 1, then mean {_numbers(variant.mean)}, deviation {_numbers(variant.std)}",
         "Parameters": f"{variant.parameters:,} trained",
     }
-    if variant.form != "encoder":
+    if variant.form in ("binocular", "dense"):
         rows["Input"] = f"two RGB images, trained at {channels} x {height} x {width}; any size that {patch} divides"
+    elif not _sized(variant):
+        rows["Input"] = f"RGB, trained at {channels} x {height} x {width}; takes any size"
     return f"## Input and size\n\n{_table(rows)}"
 
 
@@ -282,20 +367,25 @@ def training(variant: Variant) -> str:
 
 
 def _recipe_table(recipe: Recipe) -> str:
-    goal, optimizer, plan = recipe.objective, recipe.optimizer, recipe.schedule
-    target = "normalized by patch" if recipe.model_args.get("norm_target", True) else "as they are"
-    crop = f"random crops of {goal['crop']}, " if "crop" in goal else ""
+    optimizer, plan = recipe.optimizer, recipe.schedule
     stop = f", stopped at {plan.stop:g}" if plan.stop else ""
+    how = f"momentum {optimizer.momentum:g}" if optimizer.momentum else f"betas {_numbers(optimizer.betas)}"
     rows = {
-        "Objective": f"cross-view completion, {goal['mask_ratio']:.0%} of image 1's patches hidden, pixels {target}",
-        "Augmentation": f"{crop}color jitter of strength {goal['color_jitter']}, drawn for each image",
-        "Batch": f"{recipe.batch_size} pairs",
-        "Optimizer": f"{optimizer.name}, betas {_numbers(optimizer.betas)}, weight decay {optimizer.weight_decay:g}, "
-        f"peak learning rate {recipe.learning_rate():g}",
+        "Objective": _words(recipe.objective),
+        "Data": _words(recipe.data),
+        "Batch": f"{recipe.batch_size} {'pairs' if recipe.objective['name'] == 'cross_view_completion' else 'images'}",
+        "Optimizer": f"{optimizer.name}, {how}, weight decay {optimizer.weight_decay:g}, peak learning rate "
+        f"{recipe.learning_rate():g}",
         "Schedule": f"{plan.warmup:g} {plan.unit} of linear warm-up, cosine over {plan.length:g} {plan.unit}{stop}",
         "Precision": recipe.precision,
     }
     return _table(rows)
+
+
+def _words(settings: dict[str, Any]) -> str:
+    """A recipe's nested settings on one line: the kind of thing first, then its settings."""
+    first, *rest = settings.items()
+    return "; ".join([str(first[1]), *(f"{key} {value}" for key, value in rest)]).replace("_", " ")
 
 
 def measured(variant: Variant) -> str:
@@ -303,8 +393,8 @@ def measured(variant: Variant) -> str:
     sources = [source for source in variant.sources if source.kind == "package"]
     if not sources:
         return ""
-    if variant.form == "encoder":
-        name = _pair_of(variant).name
+    if (whole := _whole_of(variant)) is not None:
+        name = whole.name
         return f"How these weights came about, and what they were measured to do, is on [{name}]({name}.md)'s card."
     weights = BUNDLED / sources[0].location
     parts = [_training_run(variant, weights), _evaluation(weights)]

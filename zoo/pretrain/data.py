@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.errors import RecipeError
@@ -66,7 +67,10 @@ class _Prepared(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         index, draw = key
         seed = int(np.random.SeedSequence([self.seed, draw]).generate_state(1, np.uint64)[0] >> 1)
-        return self.transform({"index": index, **self.source[index]}, seed)
+        sample = {"index": index, **self.source[index]}
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # for torchvision's transforms, which take no generator
+            return self.transform(sample, seed)
 
 
 def _leave_ctrl_c_to_the_main_process(worker: int) -> None:

@@ -17,7 +17,8 @@ class Objective(nn.Module):
 
     sample: what the source gives, "image" (image, index and maybe label) or "pair" (image1, image2, index).
     transform: one sample and a seed -> the tensors of a batch's row; runs in the data workers. All of its
-        randomness comes from the seed, so a sample does not depend on which worker makes it.
+        randomness comes from the seed, so a sample does not depend on which worker makes it; torch's global
+        generator, which torchvision's transforms draw from, is seeded with it too.
     """
 
     sample: ClassVar[str] = "image"
