@@ -13,13 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from zoo.layers.masking import patch_loss, split_mask, take_tokens
 from zoo.layers.patchify import normalize_patches, patchify
 from zoo.models import ZooModel
+from zoo.models._masked import MaskedAutoencoder
 from zoo.models.croco import CrocoEncoder, DensePairModel, PairModel
+from zoo.models.hivit import HiViT, HiViTMAE
+from zoo.models.itpn import ITPN, ITPNClip, ITPNPixel
 from zoo.weights import Checkpoint
 
 
@@ -37,6 +41,8 @@ def compute(path: str) -> dict[str, Tensor]:
     family = case["name"].split("_")[0]
     if "head" in case["config"]:
         family = "croco_dense"
+    elif family in ("hivit", "itpn"):
+        family += "_" + _form(case["config"])
     return _FAMILIES[family](case["config"], tensors)
 
 
@@ -138,7 +144,137 @@ def _croco_dense(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str
     return {"output.dense": dense.detach()} | _gradnorms(model, dense.square().mean())
 
 
+def _form(config: dict[str, Any]) -> str:
+    """Which form of HiViT or iTPN a case's constructor arguments are of."""
+    if "num_classes" in config:
+        return "classifier"
+    if "teacher_dim" in config:
+        return "clip"
+    return "masked" if "decoder_embed_dim" in config else "pyramid"
+
+
+def _trunk_args(config: dict[str, Any]) -> dict[str, Any]:
+    """Our arguments for the backbone of HiViT and iTPN."""
+    if "depths" in config:
+        stem1, stem2, main = config["depths"]
+        depths = (2 * stem1, 2 * stem2, main)
+        stem_mlp_ratio = config["stem_mlp_ratio"]
+    else:
+        depths = (
+            config.get("mlp_depth1", config.get("mlp_depth")),
+            config.get("mlp_depth2", config.get("mlp_depth")),
+            config["depth"],
+        )
+        stem_mlp_ratio = config["bridge_mlp_ratio"]
+    return dict(
+        img_size=config["img_size"],
+        embed_dim=config["embed_dim"],
+        depths=depths,
+        num_heads=config["num_heads"],
+        stem_mlp_ratio=stem_mlp_ratio,
+        mlp_ratio=config["mlp_ratio"],
+        rel_pos=config["rpe"],
+        init_values=config.get("init_values"),
+    )
+
+
+def _fpn_args(config: dict[str, Any]) -> dict[str, Any]:
+    return dict(fpn_dim=config["fpn_dim"], fpn_depth=config["fpn_depth"])
+
+
+def _decoder_args(config: dict[str, Any]) -> dict[str, Any]:
+    return dict(
+        decoder_dim=config["decoder_embed_dim"],
+        decoder_depth=config["decoder_depth"],
+        decoder_num_heads=config["decoder_num_heads"],
+    )
+
+
+def _detached(out: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach() for key, value in out.items()}
+
+
+def _hivit_classifier(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    cls = HiViT if "depths" in config else ITPN
+    model = cls(num_classes=config["num_classes"], **_trunk_args(config)).eval()
+    weights = _part(tensors, "weights.")
+    _load(model, weights)
+    image = tensors["input.image"]
+    high, mid, tokens = model.encode(image)
+    logits = model(image)
+    out = {"output.tokens": model.forward_features(image), "output.logits": logits}
+    assert torch.equal(out["output.tokens"], tokens)
+    if "output.high" in tensors:
+        out |= {"output.high": high, "output.mid": mid}
+    if "input.larger" in tensors:
+        plain = cls(num_classes=config["num_classes"], dynamic_img_size=True, **_trunk_args(config)).eval()
+        _load(plain, weights)
+        for block in plain.blocks:
+            block.rel_pos = None
+        out["output.larger_tokens"] = plain.forward_features(tensors["input.larger"])
+    return _detached(out) | _gradnorms(model, logits.square().mean())
+
+
+def _masked_autoencoder(model: MaskedAutoencoder, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Prediction, losses and gradients of a one-image masked autoencoder with its weights."""
+    image, mask = tensors["input.image"], tensors["input.mask"].bool()
+    hidden = int(mask[0].sum())
+    _, hidden_index = split_mask(mask, hidden)
+    prediction = model(image, mask, hidden)
+    pixels = patch_loss(
+        take_tokens(prediction, hidden_index), take_tokens(patchify(image, model.patch_size), hidden_index)
+    )
+    loss = model.completion_loss(image, mask, hidden)  # what training minimizes
+    out = {
+        "output.prediction": prediction,
+        "output.loss_pixels": pixels.reshape(1),
+        "output.loss_normalised": loss.reshape(1),
+    }
+    return _detached(out) | _gradnorms(model, loss)
+
+
+def _hivit_masked(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    model = HiViTMAE(**_trunk_args(config), **_decoder_args(config)).eval()
+    _load(model, _part(tensors, "weights."))
+    return _masked_autoencoder(model, tensors)
+
+
+def _itpn_masked(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    model = ITPNPixel(**_trunk_args(config), **_fpn_args(config), **_decoder_args(config)).eval()
+    weights = _part(tensors, "weights.")
+    _load(model, weights)
+    encoder = ITPN(**_trunk_args(config), **_fpn_args(config)).eval()  # alone, from the same checkpoint
+    _load(encoder, weights)
+    levels = encoder.forward_pyramid(tensors["input.image"])
+    pyramid = {f"output.pyramid.stride{stride}": level for stride, level in zip((4, 8, 16), levels)}
+    return _detached(pyramid) | _masked_autoencoder(model, tensors)
+
+
+def _itpn_clip(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    model = ITPNClip(teacher_dim=config["teacher_dim"], **_trunk_args(config), **_fpn_args(config)).eval()
+    _load(model, _part(tensors, "weights."))
+    image, mask, target = (tensors[f"input.{key}"] for key in ("image", "mask", "target"))
+    main, aux = model(image, mask)
+    loss = model.token_loss(image, mask, target)
+    out = {"output.main": main, "output.aux": aux, "output.loss": loss.reshape(1)}
+    return _detached(out) | _gradnorms(model, loss)
+
+
+def _itpn_pyramid(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    model = ITPN(features="dense", **_trunk_args(config), **_fpn_args(config)).eval()
+    _load(model, _part(tensors, "weights."))
+    maps = model.forward_intermediates(tensors["input.image"], list(range(config["num_outs"])), intermediates_only=True)
+    out = {f"output.level{i}": level for i, level in enumerate(maps)}
+    return _detached(out) | _gradnorms(model, sum(level.square().mean() for level in maps))
+
+
 _FAMILIES: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], dict[str, Tensor]]] = {
     "croco": _croco,
     "croco_dense": _croco_dense,
+    "hivit_classifier": _hivit_classifier,
+    "hivit_masked": _hivit_masked,
+    "itpn_classifier": _hivit_classifier,
+    "itpn_masked": _itpn_masked,
+    "itpn_clip": _itpn_clip,
+    "itpn_pyramid": _itpn_pyramid,
 }

@@ -191,20 +191,26 @@ def _pretrained_cfg(variant: Variant, model_cls: type[ZooModel]) -> dict[str, An
 def register_family(family: str, forms: Mapping[str, type[ZooModel]], module_name: str) -> dict:
     """Register every architecture of a family with timm, as entry points of the module `module_name`.
 
-    forms: the class of each form. Returns timm's pretrained configs of the family, made from the catalog; they
+    forms: the class of each form, or of the architectures whose names end in it (a family may have several
+    pretraining forms). Returns timm's pretrained configs of the family, made from the catalog; they
     belong into the module as `default_cfgs`, where timm looks for them.
     """
     module = sys.modules[module_name]
     variants = [variant for variant in VARIANTS if variant.family == family]
-    default_cfgs = generate_default_cfgs({v.name: _pretrained_cfg(v, forms[v.form]) for v in variants})
+    default_cfgs = generate_default_cfgs({v.name: _pretrained_cfg(v, _model_cls(v, forms)) for v in variants})
     module.default_cfgs = default_cfgs  # type: ignore[attr-defined]  # register_model reads it there
     by_architecture: dict[str, list[Variant]] = {}
     for variant in variants:
         by_architecture.setdefault(variant.architecture, []).append(variant)
     for architecture, tagged in by_architecture.items():
-        entrypoint = _entrypoint(tagged, forms[tagged[0].form], module_name)
+        entrypoint = _entrypoint(tagged, _model_cls(tagged[0], forms), module_name)
         setattr(module, architecture, register_model(entrypoint))
     return default_cfgs
+
+
+def _model_cls(variant: Variant, forms: Mapping[str, type[ZooModel]]) -> type[ZooModel]:
+    ending = variant.architecture.rpartition("_")[2]
+    return forms[ending if ending in forms else variant.form]
 
 
 def _entrypoint(variants: list[Variant], model_cls: type[ZooModel], module_name: str) -> Callable[..., nn.Module]:
