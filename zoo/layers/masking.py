@@ -29,7 +29,7 @@ def block_mask(
     aspect: float = 0.3,
     tries: int = 10,
 ) -> Tensor:
-    """One block-wise mask (rows * columns,) of a grid, drawn on the CPU: at most `target` patches, hidden in rectangles.
+    """One block-wise mask (rows * columns,) of a grid, drawn on the CPU: `target` patches at most, in rectangles.
 
     Rectangles of uniform area, from `smallest` to what is left, and log-uniform aspect ratio, from `aspect` to its
     inverse, are added one by one, each in up to `tries` tries, until `target` is reached or a round adds nothing.

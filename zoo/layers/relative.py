@@ -22,16 +22,16 @@ _T = TypeVar("_T")
 class Relative(NamedTuple):
     """How the tables of `RelativeBias` are read on one grid.
 
-    index: the offset's number for each query and key, (N, N), or (B, n, n) where every sample has its own patches.
+    offsets: the number of the offset for each query and key, (N, N), or (B, n, n) where every sample has its own patches.
     resample: two matrices, of rows and of columns, that bring a table to the grid, if it was learned on another.
     """
 
-    index: Tensor
+    offsets: Tensor
     resample: tuple[Tensor, Tensor] | None = None
 
     def at(self, visible: Tensor) -> Relative:
         """The same of each sample's patches `visible` (B, n) alone."""
-        return self._replace(index=self.index[visible.unsqueeze(2), visible.unsqueeze(1)])
+        return self._replace(offsets=self.offsets[visible.unsqueeze(2), visible.unsqueeze(1)])
 
 
 class RelativeBias(GridTable):
@@ -59,8 +59,8 @@ class RelativeBias(GridTable):
         """The bias (heads, N, N), or (B, heads, n, n) where every sample has its own patches."""
         table = self.table if relative.resample is None else _apply(relative.resample, self.table)
         # heads first, so that the kernels get the bias as they want it, without a copy
-        bias = table.flatten(0, 1).T.index_select(1, relative.index.flatten()).unflatten(1, relative.index.shape)
-        return bias if relative.index.ndim == 2 else bias.transpose(0, 1)
+        bias = table.flatten(0, 1).T.index_select(1, relative.offsets.flatten()).unflatten(1, relative.offsets.shape)
+        return bias if relative.offsets.ndim == 2 else bias.transpose(0, 1)
 
     def fit(self, saved: Tensor) -> Tensor:
         """A checkpoint's table, for this module's grid; a flat one (offsets, heads), whose grid isn't square and can't

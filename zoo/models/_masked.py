@@ -162,11 +162,19 @@ class PixelDecoder(nn.Module):
 class MaskedAutoencoder(PatchPredictor):
     """Base of one-image masked autoencoders: `encoder`, then what a family writes into `embed_visible`, `decoder`.
 
-    A subclass makes `encoder` (a backbone with `patch_embed`-like size logic), `decoder`, `patch_size`, `in_chans`.
+    A subclass makes `encoder`, a `HierarchicalBackbone`, and `decoder`, `patch_size`, `in_chans`.
     """
 
     encoder: Any
     decoder: PixelDecoder
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """Height and width of the images that the model was made for."""
+        return self.encoder.img_size
+
+    def _grid(self, x: Tensor) -> Grid:
+        return self.encoder.grid_of(x)
 
     def embed_visible(self, image: Tensor, visible: Tensor) -> Tensor:
         """Images (B, C, H, W) -> the decoder's tokens (B, n, dim) of the patches `visible` (B, n)."""

@@ -159,7 +159,7 @@ class HiViT(HierarchicalBackbone):
         super().__init__(img_size, in_chans, num_classes, global_pool, dynamic_img_size)
         dd: dict[str, Any] = dict(device=device, dtype=dtype)
         dims = (embed_dim // 4, embed_dim // 2, embed_dim)
-        rates = iter(calculate_drop_path_rates(drop_path_rate, sum(depths)))
+        rates: Any = iter(calculate_drop_path_rates(drop_path_rate, sum(depths)))
         options: dict[str, Any] = dict(init_values=init_values, proj_drop=proj_drop_rate, **dd)
         self.patch_embed = SubtokenEmbed(in_chans, dims[0], **dd)
         self.pos_embed = LearnedPositions(embed_dim, self.grid_size, "stretch", **dd)
@@ -228,7 +228,7 @@ class HiViT(HierarchicalBackbone):
     def relative(self, grid: Grid, visible: Tensor | None = None) -> Relative | None:
         """The geometry that the relative-position biases of all blocks share, None for a model without."""
         rel_pos = self.blocks[-1].rel_pos
-        if rel_pos is None:
+        if not isinstance(rel_pos, RelativeBias):
             return None
         relative = rel_pos.read_on(grid)
         return relative if visible is None else relative.at(visible)
@@ -255,7 +255,7 @@ class HiViT(HierarchicalBackbone):
     def _prune_stages(self, last: int) -> None:
         if last < STAGES - 1:
             self.blocks = self.blocks[: self.mergings[last]]
-            self.pos_embed = nn.Identity()
+            del self.pos_embed
 
     def add_relative_index(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The reference's checkpoints hold what follows from the grid too, if there is relative-position bias."""
@@ -397,9 +397,6 @@ class HiViTMAE(MaskedAutoencoder):
         """Draw the decoder and what leads to it (the encoder has drawn its own)."""
         init_linear(self.embed)
         self.decoder.init_weights()
-
-    def _grid(self, x: Tensor) -> Grid:
-        return self.encoder.grid_of(x)
 
     def embed_visible(self, image: Tensor, visible: Tensor) -> Tensor:
         stages = self.encoder.encode(image, visible)

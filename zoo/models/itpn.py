@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from zoo.layers.masking import block_mask, split_mask, take_tokens
 from zoo.layers.positions import Grid
+from zoo.layers.relative import RelativeBias
 from zoo.models._build import ZooModel, init_linear, register_family
 from zoo.models._hierarchical import STAGES, level_info
 from zoo.models._masked import MaskedAutoencoder, PixelDecoder, check_mask
@@ -132,7 +133,6 @@ class ITPN(HiViT):
         if self.features == "stages":
             self.layouts = _layouts(pyramid=False)
             return
-        self.layouts = _layouts(pyramid=True)
         self.pyramid = Pyramid(embed_dim, fpn_dim, fpn_depth, mlp_ratio, **dd)
         dims = [fpn_dim] * STAGES
         if self.features == "dense":
@@ -249,6 +249,9 @@ def _layouts(pyramid: bool) -> dict[str, KeyRules]:
     }
 
 
+ITPN.layouts = _layouts(pyramid=True)
+
+
 class LevelEmbed(nn.Module):
     """One token a patch from its pyramid: each level normed and projected to an equal share of `dim` channels a
     sub-token, flattened as (row, column, channel); the levels are summed."""
@@ -322,9 +325,6 @@ class ITPNPixel(MaskedAutoencoder):
         """Draw the decoder and what leads to it (the encoder has drawn its own)."""
         self.level_embed.apply(init_linear)
         self.decoder.init_weights()
-
-    def _grid(self, x: Tensor) -> Grid:
-        return self.encoder.grid_of(x)
 
     def embed_visible(self, image: Tensor, visible: Tensor) -> Tensor:
         return self.level_embed(self.encoder.forward_pyramid(image, visible))
@@ -491,12 +491,17 @@ class ITPNClip(ZooModel):
 
     def init_weights(self) -> None:
         """Draw all but the encoder, which has drawn its own."""
-        for module in (self.level_embed, self.head, self.aux_blocks, self.aux_head):
-            module.apply(init_linear)
-        for block in self.aux_blocks:
-            if block.rel_pos is not None:
-                block.rel_pos.init_weights()
+        for part in (self.level_embed, self.head, self.aux_blocks, self.aux_head):
+            part.apply(init_linear)
+        for module in self.aux_blocks.modules():
+            if isinstance(module, RelativeBias):
+                module.init_weights()
         nn.init.normal_(self.mask_token, std=0.02)
+
+    @property
+    def img_size(self) -> Grid:
+        """Height and width of the images that the model was made for."""
+        return self.encoder.img_size
 
     def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) and a mask (B, N) bool, True = hidden, any number in each row.

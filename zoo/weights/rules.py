@@ -139,8 +139,13 @@ class KeyRules:
         return renamed
 
     def fill(self, state: dict[str, Tensor], expected: Mapping[str, Tensor], *, name: str) -> dict[str, Tensor]:
-        """`state` with the tensors of `Fresh` rules that it lacks, in the shapes of the model's own (`expected`)."""
+        """`state` with the tensors of `Fresh` rules, in the shapes of the model's own (`expected`).
+
+        A rule none of whose tensors is there fills all; of a part that is there, the rest would be missing.
+        """
         for rule in self.fresh:
+            if any(_match(rule.ours, key) is not None for key in state):
+                continue
             added = [key for key in expected if key not in state and _match(rule.ours, key) is not None]
             state |= {key: torch.full(expected[key].shape, rule.value) for key in added}
             if added:
