@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from zoo import weights
 from zoo.catalog import VARIANTS, Variant
 from zoo.errors import CheckpointMismatchError, WeightsUnavailableError
-from zoo.layers.sincos import SincosPositions
+from zoo.layers.positions import GridTable
 from zoo.lookup import find_variant
 from zoo.weights import Checkpoint, KeyRules
 from zoo.weights.sources import BUNDLED, HUB_FILENAME
@@ -69,7 +69,7 @@ class ZooModel(nn.Module):
         """Fit tensors that depend on the image size to this model's."""
         for name, module in self.named_modules():
             key = name + ".table"
-            if isinstance(module, SincosPositions) and key in state:
+            if isinstance(module, GridTable) and key in state:
                 state[key] = module.fit(state[key])
         return state
 
