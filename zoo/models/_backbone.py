@@ -39,6 +39,7 @@ class ImageEncoder(ZooModel):
     global_pool: GlobalPool
     num_features: int
     head_hidden_size: int
+    feature_info: list[dict[str, Any]]
     grad_checkpointing = False
     num_prefix_tokens = 0
 
