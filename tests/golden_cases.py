@@ -21,6 +21,7 @@ from zoo.layers.masking import patch_loss, split_mask, take_tokens
 from zoo.layers.patchify import normalize_patches, patchify
 from zoo.models import ZooModel
 from zoo.models._masked import MaskedAutoencoder
+from zoo.models.convmae import ConvMAE, ConvMAEPretraining
 from zoo.models.croco import CrocoEncoder, DensePairModel, PairModel
 from zoo.models.hivit import HiViT, HiViTMAE
 from zoo.models.itpn import ITPN, ITPNClip, ITPNPixel
@@ -38,12 +39,12 @@ def read_case(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def compute(path: str) -> dict[str, Tensor]:
     """All outputs and gradient norms of the golden case in the file `path`, computed by the zoo."""
     case, tensors = read_case(path)
-    family = case["name"].split("_")[0]
-    if "head" in case["config"]:
+    config = case["config"]
+    if "head" in config:
         family = "croco_dense"
-    elif family in ("hivit", "itpn"):
-        family += "_" + _form(case["config"])
-    return _FAMILIES[family](case["config"], tensors)
+    else:  # the longest name that fits: fast_itpn, convmae, croco
+        family = max((name for name in _FAMILIES if case["name"].startswith(name)), key=len)
+    return _FAMILIES[family](config, tensors)
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -144,13 +145,25 @@ def _croco_dense(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str
     return {"output.dense": dense.detach()} | _gradnorms(model, dense.square().mean())
 
 
-def _form(config: dict[str, Any]) -> str:
-    """Which form of HiViT or iTPN a case's constructor arguments are of."""
-    if "num_classes" in config:
-        return "classifier"
-    if "teacher_dim" in config:
-        return "clip"
-    return "masked" if "decoder_embed_dim" in config else "pyramid"
+def _grid(size: int | list[int], patch: int = 16) -> tuple[int, int]:
+    """Rows and columns of patches of an image of `size` pixels: one number, or height and width."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height // patch, width // patch
+
+
+def _tell_grid(weights: dict[str, Tensor], key: str, grid: tuple[int, int]) -> dict[str, Tensor]:
+    """Positions (1, N, D) as 1, rows, columns, D: real checkpoints have square grids, some cases don't, and only
+    their settings tell."""
+    return weights | {key: weights[key].unflatten(1, grid)}
+
+
+def _hivit_weights(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The case's weights, with the grid told in positions and bias tables."""
+    weights, (rows, columns) = _part(tensors, "weights."), _grid(config["img_size"])
+    for key in weights:
+        if key.endswith("relative_position_bias_table"):
+            weights[key] = weights[key].unflatten(0, (2 * rows - 1, 2 * columns - 1))
+    return _tell_grid(weights, "absolute_pos_embed", (rows, columns))
 
 
 def _trunk_args(config: dict[str, Any]) -> dict[str, Any]:
@@ -194,10 +207,21 @@ def _detached(out: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.detach() for key, value in out.items()}
 
 
+def _hivit(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    run = _hivit_masked if "decoder_embed_dim" in config else _hivit_classifier
+    return run(config, tensors)
+
+
+def _itpn(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    forms = dict(num_classes=_hivit_classifier, teacher_dim=_itpn_clip, decoder_embed_dim=_itpn_masked)
+    run = next((form for argument, form in forms.items() if argument in config), _itpn_pyramid)
+    return run(config, tensors)
+
+
 def _hivit_classifier(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     cls = HiViT if "depths" in config else ITPN
     model = cls(num_classes=config["num_classes"], **_trunk_args(config)).eval()
-    weights = _part(tensors, "weights.")
+    weights = _hivit_weights(config, tensors)
     _load(model, weights)
     image = tensors["input.image"]
     high, mid, tokens = model.encode(image)
@@ -215,44 +239,26 @@ def _hivit_classifier(config: dict[str, Any], tensors: dict[str, Tensor]) -> dic
     return _detached(out) | _gradnorms(model, logits.square().mean())
 
 
-def _masked_autoencoder(model: MaskedAutoencoder, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Prediction, losses and gradients of a one-image masked autoencoder with its weights."""
-    image, mask = tensors["input.image"], tensors["input.mask"].bool()
-    hidden = int(mask[0].sum())
-    _, hidden_index = split_mask(mask, hidden)
-    prediction = model(image, mask, hidden)
-    pixels = patch_loss(
-        take_tokens(prediction, hidden_index), take_tokens(patchify(image, model.patch_size), hidden_index)
-    )
-    loss = model.completion_loss(image, mask, hidden)  # what training minimizes
-    out = {
-        "output.prediction": prediction,
-        "output.loss_pixels": pixels.reshape(1),
-        "output.loss_normalised": loss.reshape(1),
-    }
-    return _detached(out) | _gradnorms(model, loss)
-
-
 def _hivit_masked(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     model = HiViTMAE(**_trunk_args(config), **_decoder_args(config)).eval()
-    _load(model, _part(tensors, "weights."))
-    return _masked_autoencoder(model, tensors)
+    _load(model, _hivit_weights(config, tensors))
+    return _masked(model, tensors["input.image"], tensors["input.mask"].bool(), {})
 
 
 def _itpn_masked(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     model = ITPNPixel(**_trunk_args(config), **_fpn_args(config), **_decoder_args(config)).eval()
-    weights = _part(tensors, "weights.")
+    weights = _hivit_weights(config, tensors)
     _load(model, weights)
     encoder = ITPN(**_trunk_args(config), **_fpn_args(config)).eval()  # alone, from the same checkpoint
     _load(encoder, weights)
-    levels = encoder.forward_pyramid(tensors["input.image"])
-    pyramid = {f"output.pyramid.stride{stride}": level for stride, level in zip((4, 8, 16), levels)}
-    return _detached(pyramid) | _masked_autoencoder(model, tensors)
+    image, mask = tensors["input.image"], tensors["input.mask"].bool()
+    levels = encoder.forward_pyramid(image)
+    return _masked(model, image, mask, {f"pyramid.stride{4 * 2**i}": level for i, level in enumerate(levels)})
 
 
 def _itpn_clip(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     model = ITPNClip(teacher_dim=config["teacher_dim"], **_trunk_args(config), **_fpn_args(config)).eval()
-    _load(model, _part(tensors, "weights."))
+    _load(model, _hivit_weights(config, tensors))
     image, mask, target = (tensors[f"input.{key}"] for key in ("image", "mask", "target"))
     main, aux = model(image, mask)
     loss = model.token_loss(image, mask, target)
@@ -262,19 +268,59 @@ def _itpn_clip(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, 
 
 def _itpn_pyramid(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     model = ITPN(features="dense", **_trunk_args(config), **_fpn_args(config)).eval()
-    _load(model, _part(tensors, "weights."))
+    _load(model, _hivit_weights(config, tensors))
     maps = model.forward_intermediates(tensors["input.image"], list(range(config["num_outs"])), intermediates_only=True)
     out = {f"output.level{i}": level for i, level in enumerate(maps)}
     return _detached(out) | _gradnorms(model, sum(level.square().mean() for level in maps))
 
 
+def _convmae(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    weights = _part(tensors, "weights.")
+    size = config["img_size"][0]
+    args = dict(
+        img_size=size,
+        embed_dim=config["embed_dim"],
+        depth=config["depth"],
+        num_heads=config["num_heads"],
+        mlp_ratio=config["mlp_ratio"],
+        qkv_bias=config.get("qkv_bias", True),
+    )
+    image = tensors["input.image"]
+    if "num_classes" in config:
+        model = ConvMAE(num_classes=config["num_classes"], **args).eval()
+        _load(model, _tell_grid(weights, "pos_embed", _grid(size)))
+        tokens, (stage1, stage2) = model.forward_intermediates(image, [0, 1])
+        logits = model(image)
+        out = {"stage1": stage1, "stage2": stage2, "stage3": tokens, "logits": logits}
+        return {f"output.{k}": v.detach() for k, v in out.items()} | _gradnorms(model, logits.square().mean())
+
+    model = ConvMAEPretraining(
+        decoder_dim=config["decoder_embed_dim"],
+        decoder_depth=config["decoder_depth"],
+        decoder_num_heads=config["decoder_num_heads"],
+        decoder_mlp_ratio=config["mlp_ratio"][0],
+        **args,
+    ).eval()
+    _load(model, weights)
+    out = {"latent": model.encode(image, tensors["input.ids_keep"])}
+    return _masked(model, image, tensors["input.mask"].bool(), out)
+
+
+def _masked(model: MaskedAutoencoder, image: Tensor, mask: Tensor, out: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Further outputs `out`, and what all masked autoencoders compute: prediction, both losses, gradients."""
+    hidden = int(mask[0].sum())
+    out["prediction"] = model(image, mask, hidden)
+    for name, norm_target in (("loss_pixels", False), ("loss_normalised", True)):
+        model.norm_target = norm_target
+        loss = model.completion_loss(image, mask, hidden)
+        out[name] = loss.reshape(1)
+    return {f"output.{k}": v.detach() for k, v in out.items()} | _gradnorms(model, loss)
+
+
 _FAMILIES: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], dict[str, Tensor]]] = {
+    "convmae": _convmae,
     "croco": _croco,
     "croco_dense": _croco_dense,
-    "hivit_classifier": _hivit_classifier,
-    "hivit_masked": _hivit_masked,
-    "itpn_classifier": _hivit_classifier,
-    "itpn_masked": _itpn_masked,
-    "itpn_clip": _itpn_clip,
-    "itpn_pyramid": _itpn_pyramid,
+    "hivit": _hivit,
+    "itpn": _itpn,
 }

@@ -592,19 +592,22 @@ def card(variant: Variant) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def readme(text: str) -> str:
-    """A README with its table of variants made anew; one without the markers stays as it is."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        return text
+def variants_table() -> str:
+    """A row for each variant, with a link to its card."""
     rows = [
         f"| [`{v.name}`](model_cards/{v.name}.md) | {v.description} | {v.parameters / 1e6:.1f} M | "
         f"{'x'.join(map(str, v.input_size[1:]))} | {v.license if v.sources else 'no weights'} |"
         for v in VARIANTS
     ]
     head = "| Variant | What it is | Parameters | Input | License of the weights |\n| --- | --- | ---: | --- | --- |"
-    return f"{before}{BEGIN}\n{head}\n" + "\n".join(rows) + f"\n{END}{after}"
+    return "\n".join([head, *rows])
+
+
+def readme(text: str) -> str:
+    """A README with its table of variants made anew; one without the markers stays as it is."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{variants_table()}\n{END}{after}" if begin and end else text
 
 
 def wanted() -> tuple[dict[Path, str], list[str]]:

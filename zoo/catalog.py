@@ -339,6 +339,100 @@ _CROCO = (
     ),
 )
 
+# -------------------------------------------------------------------------------------------- ConvMAE
+
+CONVMAE_PAPER = Paper(
+    title="MCMAE: Masked Convolution Meets Masked Autoencoders",
+    authors="Gao, Peng and Ma, Teli and Li, Hongsheng and Lin, Ziyi and Dai, Jifeng and Qiao, Yu",
+    venue="NeurIPS",
+    year=2022,
+    arxiv="2205.03892",
+    bibtex_key="convmae",
+)
+
+_CONVMAE_SOURCE = Source("gdrive", "1AEPivXw0A0b_m5EwEi6fg2pOAoDr8C31")
+_CONVMAE_BASE = dict(embed_dim=(256, 384, 768), depth=(2, 2, 11), num_heads=12)
+_CONVMAE_NANO = dict(embed_dim=(48, 96, 192), depth=(1, 1, 4), num_heads=3)
+_CONVMAE_TRAINING = "Pretrained on ImageNet-1K for 1600 epochs as a masked autoencoder, without labels."
+
+
+def _imagenet_top1(value: float, conditions: str, source: str) -> Metric:
+    return Metric("classification", "ImageNet-1K", "top-1 (%)", value, conditions, source)
+
+
+_CONVMAE = (
+    Variant(
+        architecture="convmae_base_patch16_224",
+        tag="in1k_1600e",
+        family="convmae",
+        form="encoder",
+        description="ConvMAE base encoder: two convolutional stages under a transformer",
+        args=_CONVMAE_BASE,
+        parameters=84_605_824,
+        license="MIT",
+        paper=CONVMAE_PAPER,
+        sources=(_CONVMAE_SOURCE,),
+        recipe="convmae_base",
+        training=_CONVMAE_TRAINING,
+        metrics=(_imagenet_top1(70.9, "linear probe", "the paper"),),
+    ),
+    Variant(
+        architecture="convmae_base_patch16_224",
+        tag="in1k_1600e_ft_in1k",
+        family="convmae",
+        form="encoder",
+        description="ConvMAE base, fine-tuned to classify ImageNet-1K",
+        args=_CONVMAE_BASE,
+        parameters=85_374_824,
+        license="MIT",
+        paper=CONVMAE_PAPER,
+        num_classes=1000,
+        sources=(Source("gdrive", "19F6vQUlITpzNLvXLKi5NRxRLOmKRxqFi"),),
+        training=f"{_CONVMAE_TRAINING} Then fine-tuned on its labels for 100 epochs.",
+        metrics=(_imagenet_top1(85.0, "fine-tuned for 100 epochs", "the paper"),),
+    ),
+    Variant(
+        architecture="convmae_base_patch16_224_mae",
+        tag="in1k_1600e",
+        family="convmae",
+        form="pretraining",
+        description="ConvMAE base with its multi-scale decoder, as it is pretrained",
+        args={**_CONVMAE_BASE, "decoder_dim": 512, "decoder_depth": 8, "decoder_num_heads": 16},
+        parameters=114_790_528,
+        license="MIT",
+        paper=CONVMAE_PAPER,
+        sources=(_CONVMAE_SOURCE,),
+        recipe="convmae_base",
+        training=_CONVMAE_TRAINING,
+    ),
+    Variant(
+        architecture="convmae_nano_patch16_64",
+        tag="",
+        family="convmae",
+        form="encoder",
+        description="Encoder of a small ConvMAE that a CPU can train",
+        args=_CONVMAE_NANO,
+        parameters=2_035_968,
+        license="Apache-2.0",
+        paper=CONVMAE_PAPER,
+        input_size=(3, 64, 64),
+        recipe="convmae_nano",
+    ),
+    Variant(
+        architecture="convmae_nano_patch16_64_mae",
+        tag="",
+        family="convmae",
+        form="pretraining",
+        description="ConvMAE in small, as it is pretrained: a CPU can train it",
+        args={**_CONVMAE_NANO, "decoder_dim": 128, "decoder_depth": 2, "decoder_num_heads": 4},
+        parameters=2_775_168,
+        license="Apache-2.0",
+        paper=CONVMAE_PAPER,
+        input_size=(3, 64, 64),
+        recipe="convmae_nano",
+    ),
+)
+
 # --------------------------------------------------------------------------------------- HiViT and iTPN
 
 HIVIT_PAPER = Paper(
@@ -383,19 +477,6 @@ _ITPN_LARGE_PIXEL = Source("gdrive", "1TYCaepVflm0xMrQefG5Sj4ityXYbJLFt")
 _ITPN_LARGE_CLIP = Source("gdrive", "1gyyjcdMvAQsz2xC7ei-rEd7G4po2spy4")
 _ITPN_PIXEL_TRAINING = "Masked autoencoding of ImageNet-1K, backbone and pyramid together."
 _ITPN_CLIP_TRAINING = "Predicts CLIP's tokens of ImageNet-1K images, a part of whose patches is hidden from it."
-
-
-def _imagenet_top1(value: float, name: str) -> tuple[Metric, ...]:
-    return (
-        Metric(
-            task="image classification",
-            dataset="ImageNet-1K",
-            name="top-1 accuracy (%)",
-            value=value,
-            conditions="validation set, after fine-tuning on ImageNet-1K",
-            source=f"{name} in the reference's list of results",
-        ),
-    )
 
 
 _HIVIT = (
@@ -471,7 +552,7 @@ _HIVIT = (
         num_classes=1000,
         sources=(_HIVIT_FINETUNED,),
         training=f"{_HIVIT_TRAINING} Then fine-tuned for its classes.",
-        metrics=_imagenet_top1(84.6, "HiViT-B (MAE, 1600 epochs)"),
+        metrics=(_imagenet_top1(84.6, "after fine-tuning on ImageNet-1K", "the authors' published results"),),
     ),
     Variant(
         architecture="hivit_base_patch16_224_mae",
@@ -553,7 +634,7 @@ _ITPN = (
         std=_HALF,
         sources=(_ITPN_BASE_CLIP,),
         training=_ITPN_CLIP_TRAINING,
-        metrics=_imagenet_top1(86.2, "iTPN-B CLIP"),
+        metrics=(_imagenet_top1(86.2, "after fine-tuning on ImageNet-1K", "the authors' published results"),),
     ),
     Variant(
         architecture="itpn_base_patch16_224_pixel",
@@ -610,7 +691,7 @@ _ITPN = (
         std=_HALF,
         sources=(_ITPN_LARGE_CLIP,),
         training=_ITPN_CLIP_TRAINING,
-        metrics=_imagenet_top1(87.8, "iTPN-L CLIP"),
+        metrics=(_imagenet_top1(87.8, "after fine-tuning on ImageNet-1K", "the authors' published results"),),
     ),
     Variant(
         architecture="itpn_large_patch16_224_pixel",
@@ -655,4 +736,4 @@ _ITPN = (
 
 # ------------------------------------------------------------------------------------------------ all
 
-VARIANTS: tuple[Variant, ...] = (*_CROCO, *_HIVIT, *_ITPN)
+VARIANTS: tuple[Variant, ...] = (*_CROCO, *_CONVMAE, *_HIVIT, *_ITPN)

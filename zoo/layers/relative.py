@@ -63,12 +63,7 @@ class RelativeBias(GridTable):
         return bias if relative.offsets.ndim == 2 else bias.transpose(0, 1)
 
     def fit(self, saved: Tensor) -> Tensor:
-        """A checkpoint's table, for this module's grid; a flat one (offsets, heads), whose grid isn't square and can't
-        be told, is taken for this module's. Other shapes are left to the comparison of all."""
-        rows, columns = _offsets(self.grid)
-        if saved.ndim == 2 and len(saved) == rows * columns:
-            return saved.unflatten(0, (rows, columns))
-        if saved.ndim != 3:
+        if saved.ndim != 3:  # left to the comparison of all shapes
             return saved
         grid = ((saved.shape[0] + 1) // 2, (saved.shape[1] + 1) // 2)
         return saved if grid == self.grid else _apply(_axis_matrices(grid, self.grid, saved.device), saved)
