@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from zoo import weights
 from zoo.catalog import VARIANTS, Variant
 from zoo.errors import CheckpointMismatchError, WeightsUnavailableError
-from zoo.layers.sincos import SincosPositions
+from zoo.layers.positions import GridTable
 from zoo.lookup import find_variant
 from zoo.weights import Checkpoint, KeyRules
 from zoo.weights.sources import BUNDLED, HUB_FILENAME
@@ -69,7 +69,7 @@ class ZooModel(nn.Module):
         """Fit tensors that depend on the image size to this model's."""
         for name, module in self.named_modules():
             key = name + ".table"
-            if isinstance(module, SincosPositions) and key in state:
+            if isinstance(module, GridTable) and key in state:
                 state[key] = module.fit(state[key])
         return state
 
@@ -118,7 +118,7 @@ class ZooModel(nn.Module):
         fresh = self._fresh_head(state, own)
         expected = {key: tuple(value.shape) for key, value in own.items() if key not in fresh}
         name = getattr(self, "pretrained_cfg", {}).get("architecture") or type(self).__name__
-        weights.check_state(state, expected, name=name, path=path)
+        _check_state(type(self), state, expected, name, checkpoint)
         # Tensors read from a file are views of it. The zoo's own files, which have a record, are only ever
         # replaced; another one may be rewritten in place, and the model must not change with it.
         copy = not weights.files.record_path(path).exists()
@@ -188,23 +188,33 @@ def _pretrained_cfg(variant: Variant, model_cls: type[ZooModel]) -> dict[str, An
     )
 
 
+_MODEL_CLS: dict[str, type[ZooModel]] = {}  # by architecture
+
+
 def register_family(family: str, forms: Mapping[str, type[ZooModel]], module_name: str) -> dict:
     """Register every architecture of a family with timm, as entry points of the module `module_name`.
 
-    forms: the class of each form. Returns timm's pretrained configs of the family, made from the catalog; they
+    forms: the class of each form, or of the architectures whose names end in it (a family may have several
+    pretraining forms). Returns timm's pretrained configs of the family, made from the catalog; they
     belong into the module as `default_cfgs`, where timm looks for them.
     """
     module = sys.modules[module_name]
     variants = [variant for variant in VARIANTS if variant.family == family]
-    default_cfgs = generate_default_cfgs({v.name: _pretrained_cfg(v, forms[v.form]) for v in variants})
+    _MODEL_CLS.update({variant.architecture: _model_cls(variant, forms) for variant in variants})
+    default_cfgs = generate_default_cfgs({v.name: _pretrained_cfg(v, _MODEL_CLS[v.architecture]) for v in variants})
     module.default_cfgs = default_cfgs  # type: ignore[attr-defined]  # register_model reads it there
     by_architecture: dict[str, list[Variant]] = {}
     for variant in variants:
         by_architecture.setdefault(variant.architecture, []).append(variant)
     for architecture, tagged in by_architecture.items():
-        entrypoint = _entrypoint(tagged, forms[tagged[0].form], module_name)
+        entrypoint = _entrypoint(tagged, _MODEL_CLS[architecture], module_name)
         setattr(module, architecture, register_model(entrypoint))
     return default_cfgs
+
+
+def _model_cls(variant: Variant, forms: Mapping[str, type[ZooModel]]) -> type[ZooModel]:
+    ending = variant.architecture.rpartition("_")[2]
+    return forms[ending if ending in forms else variant.form]
 
 
 def _entrypoint(variants: list[Variant], model_cls: type[ZooModel], module_name: str) -> Callable[..., nn.Module]:
@@ -292,6 +302,42 @@ def _weights_file(
     return fetch(f"{variant.architecture}.{tag}")
 
 
+def _check_state(
+    model_cls: type[ZooModel],
+    state: Mapping[str, Tensor],
+    expected: Mapping[str, tuple[int, ...]],
+    name: str,
+    checkpoint: Checkpoint,
+) -> None:
+    """`weights.check_state`, whose error says which other variant of the zoo the checkpoint is of, if it is."""
+    try:
+        weights.check_state(state, expected, name=name, path=checkpoint.path)
+    except CheckpointMismatchError as error:
+        other = _recognize(checkpoint, model_cls)
+        if other is None or other == name:
+            raise
+        raise CheckpointMismatchError(
+            f"{checkpoint.path} is no checkpoint of {name} but one of {other}. Load it as that, or look for the right "
+            "file."
+        ) from error
+
+
+def _recognize(checkpoint: Checkpoint, model_cls: type[ZooModel]) -> str | None:
+    """The variant whose every tensor a checkpoint has in the right shape; one of the class `model_cls` if it can be."""
+    for variant in sorted(VARIANTS, key=lambda variant: _MODEL_CLS[variant.architecture] is not model_cls):
+        layouts = _MODEL_CLS[variant.architecture].layouts.values()
+        if not any(rules.covers(checkpoint.tensors) for rules in layouts):
+            continue
+        model: Any = create_model(variant.name, device="meta")
+        try:
+            state = model.convert(checkpoint)
+        except CheckpointMismatchError:
+            continue
+        if {key: value.shape for key, value in state.items()} == {k: v.shape for k, v in model.state_dict().items()}:
+            return variant.name
+    return None
+
+
 def fetch(name: str) -> Path:
     """The verified local .safetensors of a catalog variant, fetched and converted if need be.
 
@@ -304,7 +350,7 @@ def fetch(name: str) -> Path:
         model: Any = create_model(variant.name, device="meta")
         state = model.convert(checkpoint)
         expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-        weights.check_state(state, expected, name=name, path=checkpoint.path)
+        _check_state(type(model), state, expected, name, checkpoint)
         return state
 
     return weights.fetch(variant, convert)
