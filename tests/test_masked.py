@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from zoo.layers.masking import patch_loss, split_mask, take_tokens
+from zoo.layers.patchify import normalize_patches, patchify
 from zoo.pretrain import engine
 from zoo.pretrain.data import StepSampler, make_loader
-from zoo.pretrain.recipe import load_recipe
+from zoo.pretrain.recipe import Recipe, load_recipe
 
 SECONDS = {
     "schedule": {"unit": "steps", "warmup": 5, "length": 50},
