@@ -47,7 +47,11 @@ from zoo.weights.hub import HUB_FILENAME, explain
 
 CONFIG, CARD, RECIPE, LOSS, SUMS = "config.json", "README.md", "recipe.yaml", "loss.png", "SHA256SUMS"
 COMPLETION, FEATURES = "completion.png", "features.png"
-FILES = (CARD, CONFIG, HUB_FILENAME, RECIPE, LOSS, COMPLETION, FEATURES, SUMS)
+PICTURES = {
+    COMPLETION: "A photo rebuilt from a tenth of its patches and another view",
+    FEATURES: "What the patches look like to the model, as colors",
+}
+FILES = (CARD, CONFIG, HUB_FILENAME, RECIPE, LOSS, *PICTURES, "matches.png", "scenes.png", SUMS)
 """What a published folder may hold; nothing else of it is uploaded."""
 
 PERMISSIVE = frozenset(("apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "mit", "unlicense"))
@@ -426,10 +430,7 @@ def make_card(
         f"{_FORMS[variant.form]}: `{variant.architecture}`, {millions:.1f} M parameters, {trained}. The "
         f"architecture is that of [{variant.paper.title}](https://arxiv.org/abs/{variant.paper.arxiv}).",
     ]
-    for name, alt in (
-        (COMPLETION, "A photo rebuilt from a tenth of its patches and another view"),
-        (FEATURES, "Features as colors"),
-    ):
+    for name, alt in PICTURES.items():
         if (folder / name).is_file():
             sections.append(f"![{alt}]({name})")
     sections.append(f"## How to load it\n\n{_loading(variant, repo, model)}")

@@ -89,7 +89,7 @@ def fetch(variant: Variant, convert: _Convert, *, progress: bool = True) -> Path
             else:
                 _logger.info("%s: weights from %s, now in %s", variant.name, source, path)
                 return path
-    elsewhere = "set ZOO_UPSTREAM=1 to have the authors' own checkpoint converted, " if _only_pinned(variant) else ""
+    elsewhere = "set ZOO_UPSTREAM=1 to have the authors' own checkpoint converted, " if _binding_pin(variant) else ""
     raise WeightsUnavailableError(
         f"The weights of {variant.name} could not be had from any source ({'; '.join(tried) or 'it has none'}). "
         f"Connect to the network, name a folder with {variant.name}.safetensors in ZOO_WEIGHTS, {elsewhere}convert a "
@@ -178,7 +178,11 @@ def _find_provided(variant: Variant) -> Path | None:
 def _is_cached(variant: Variant, path: Path) -> bool:
     if not path.is_file():
         return False
-    files.check_quick(path)
+    record = files.check_quick(path)
+    pin = _binding_pin(variant)
+    if pin is not None and record.get("sha256") != pin["sha256"]:
+        _logger.info("%s: %s isn't the file that the zoo is pinned to now", variant.name, path)
+        return False
     _logger.info("%s: weights from the cache, %s", variant.name, path)
     return True
 
@@ -223,9 +227,9 @@ def _pin(variant: Variant) -> dict[str, str] | None:
     return (files.read_json(LOCK_FILE) or {}).get(variant.name)
 
 
-def _only_pinned(variant: Variant) -> bool:
-    """Whether the weights may come from the pinned repository only: what its digest vouches for, and nothing else."""
-    return _pin(variant) is not None and os.environ.get("ZOO_UPSTREAM", "") in ("", "0")
+def _binding_pin(variant: Variant) -> dict[str, str] | None:
+    """The pinned repository, if weights may come from nowhere else; None if they may."""
+    return _pin(variant) if os.environ.get("ZOO_UPSTREAM", "") in ("", "0") else None
 
 
 def _remote_sources(variant: Variant) -> list[_HubFile | _CatalogSource]:
@@ -236,7 +240,9 @@ def _remote_sources(variant: Variant) -> list[_HubFile | _CatalogSource]:
         hub.append(_HubFile(**pin))
     elif organization:
         hub.append(_HubFile(f"{organization}/{variant.name}"))
-    return hub if _only_pinned(variant) else hub + [_CatalogSource(source) for source in variant.sources]
+    if _binding_pin(variant) is not None:
+        return hub
+    return hub + [_CatalogSource(source) for source in variant.sources]
 
 
 def _fetch_from(
