@@ -236,6 +236,7 @@ class HubServer:
             ("delete_repo", "DELETE", "/api/repos/delete", self._delete_repo),
             ("validate", "POST", "/api/validate-yaml", self._validate),
             ("settings", "PUT", repo + "/settings", self._settings),
+            ("info", "GET", "/api/models/{name}", self._info),  # there are none without an owner here
             ("info", "GET", repo, self._info),
             ("info", "GET", repo + "/revision/{revision:path}", self._info),
             ("tree", "GET", repo + "/tree/{rest:path}", self._tree),
@@ -355,7 +356,7 @@ class HubServer:
 
     def _readable(self, request: Request, file: str = "README.md") -> Repo:
         """The repository of a request, if whoever asks may read this file of it."""
-        repo_id = "{namespace}/{name}".format(**request.path_params)
+        repo_id = "/".join(request.path_params[key] for key in ("namespace", "name") if key in request.path_params)
         repo, user = self.repos.get(repo_id), self._user(request)
         if repo is None or (repo.private and not _owns(user, repo.namespace)):
             if user is None:
