@@ -85,10 +85,9 @@ def _apply(matrices: tuple[Tensor, Tensor], table: Tensor) -> Tensor:
 
 
 def _once_a_grid(make: Callable[..., _T]) -> Callable[..., _T]:
-    """Remember results. A graph that is being traced makes its own: as constants, or, in an export, as its nodes."""
+    """Remember results, except those of a graph that is being traced: it computes its own."""
     remembered = lru_cache(maxsize=8)(make)
 
-    @torch.compiler.assume_constant_result
     @wraps(make)
     def get(*args: Any) -> _T:
         if torch.compiler.is_compiling():
