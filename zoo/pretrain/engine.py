@@ -36,7 +36,7 @@ from zoo.models.croco import create_pair_model
 from zoo.pretrain import data
 from zoo.pretrain.cross_view import CrossViewCompletion
 from zoo.pretrain.data import ENDLESS, StepSampler, make_loader
-from zoo.pretrain.masked import MaskedFeatureModeling, MaskedImageModeling
+from zoo.pretrain.masked import MaskedFeatureModeling, MaskedImageModeling, MaskedTokenModeling
 from zoo.pretrain.objective import Objective
 from zoo.pretrain.recipe import Recipe, Schedule
 from zoo.weights import save_safetensors
@@ -45,6 +45,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "cross_view_completion": CrossViewCompletion,
     "masked_image_modeling": MaskedImageModeling,
     "masked_feature_modeling": MaskedFeatureModeling,
+    "masked_token_modeling": MaskedTokenModeling,
 }
 """Objectives by the name that recipes use."""
 

@@ -13,10 +13,11 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as transforms
 
 from zoo.errors import RecipeError
-from zoo.layers.masking import num_hidden, random_mask
+from zoo.layers.masking import block_mask, num_hidden, random_mask
 from zoo.models._masked import MaskedAutoencoder
-from zoo.models.itpn import ITPNEma
+from zoo.models.itpn import ITPNClip, ITPNEma
 from zoo.pretrain.objective import Objective
+from zoo.pretrain.teachers import make_teacher
 
 
 class MaskedTransform:
@@ -84,3 +85,41 @@ class MaskedFeatureModeling(MaskedImageModeling):
 
     def after_step(self, progress: float) -> None:
         self.model.update_teacher(progress)
+
+
+class MaskedTokenModeling(Objective):
+    """A teacher's tokens of the whole image, of which the model sees a part (iTPN's CLIP form, section 4.1).
+
+    teacher: see `make_teacher`. hidden_share: of the patches, at most, in blocks. reference_range: see `Teacher`.
+    """
+
+    def __init__(
+        self,
+        model: ITPNClip,
+        source: Sized,
+        teacher: str,
+        hidden_share: float = 75 / 196,
+        scale: tuple[float, float] = (0.2, 1.0),
+        reference_range: bool = False,
+    ) -> None:
+        if not isinstance(model, ITPNClip):
+            raise RecipeError(
+                f"Masked token modeling trains iTPN's CLIP form, not {type(model).__name__}; choose one of "
+                "`zoo list '*_clip'` as the recipe's model."
+            )
+        super().__init__(model, source)
+        grid = model.encoder.grid_size
+        self.teacher = make_teacher(teacher, grid, reference_range)
+        tokens = self.teacher(torch.zeros(1, 3, *model.img_size))
+        if tokens.shape[2] != model.head.out_features:
+            raise RecipeError(
+                f"The teacher {teacher} has tokens of {tokens.shape[2]} channels and the model predicts "
+                f"{model.head.out_features}; set model_args.teacher_dim."
+            )
+        hidden = round(hidden_share * grid[0] * grid[1])
+        self.transform = MaskedTransform(model.img_size, scale, partial(block_mask, grid, hidden))
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """image (B, 3, H, W) uint8 and mask (B, N) bool -> the loss."""
+        targets = self.teacher(batch["image"].float() / 255)
+        return dict(loss=self.model.token_loss(self.to_input(batch["image"]), batch["mask"], targets))
