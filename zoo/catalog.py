@@ -950,7 +950,7 @@ _JIGCLU = (
         family="jigclu",
         form="pretraining",
         description="Jigsaw Clustering in small: a ResNet of four blocks, trained in minutes on a CPU",
-        args=dict(**_RESNET_NANO, dim=64),
+        args=dict(**_RESNET_NANO, output_stride=16, dim=64),
         parameters=810_692,
         license="Apache-2.0",
         paper=JIGCLU_PAPER,

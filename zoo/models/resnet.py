@@ -211,10 +211,6 @@ class JigsawHeads(nn.Module):
         self.patch = nn.Sequential(nn.Linear(features, dim, **dd), nn.ReLU())
         self.permutation = nn.Linear(9 * dim, permutations, **dd)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Features (B, 9, D) of shuffled patches -> logits (B, permutations)."""
-        return self.permutation(self.patch(features).flatten(1))
-
 
 class JigsawModel(PretextModel):
     """Jigsaw: a ResNet that tells in which of `permutations` orders it is given an image's nine patches.
@@ -229,8 +225,15 @@ class JigsawModel(PretextModel):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Patches (B, 9, C, h, w) in their shuffled order -> logits (B, permutations)."""
-        features = self.encoder(patches.flatten(0, 1))
-        return self.heads(features.unflatten(0, (-1, 9)))
+        return self.classify(self.embed(patches))
+
+    def embed(self, patches: Tensor) -> Tensor:
+        """Patches (B, 9, C, h, w) -> the projection of each (B, 9, dim), whatever their order."""
+        return self.heads.patch(self.encoder(patches.flatten(0, 1))).unflatten(0, (-1, 9))
+
+    def classify(self, embedded: Tensor) -> Tensor:
+        """Projections (B, 9, dim) in a shuffled order -> logits (B, permutations)."""
+        return self.heads.permutation(embedded.flatten(1))
 
 
 default_cfgs = {

@@ -41,18 +41,22 @@ def read_permutations(count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class PuzzleTransform:
-    """An image -> its nine patches in one of the orders; runs in the data workers."""
+    """An image -> its nine patches and some of the orders to give them in; runs in the data workers.
 
-    permutations: Tensor  # n, 9
+    permutations: how many orders there are. puzzles: how many of them are drawn for an image.
+    """
+
+    permutations: int
+    puzzles: int
     crop: transforms.Transform
     patch: int
     distort: transforms.Transform
 
     def __call__(self, sample: dict[str, Any], seed: int) -> dict[str, Tensor]:
-        """image: uint8 array (H, W, 3) -> patches (9, 3, p, p) uint8, and permutation, the order's number."""
+        """image: uint8 array (H, W, 3) -> patches (9, 3, p, p) uint8, row by row, and the numbers of their orders,
+        permutation (puzzles,)."""
         patches = [self.distort(patch) for patch in cut_patches(self.crop(to_tensor(sample["image"])), self.patch)]
-        permutation = torch.randint(len(self.permutations), ())
-        return dict(patches=torch.stack(patches)[self.permutations[permutation]], permutation=permutation)
+        return dict(patches=torch.stack(patches), permutation=torch.randint(self.permutations, (self.puzzles,)))
 
 
 class Jigsaw(Objective):
@@ -60,8 +64,11 @@ class Jigsaw(Objective):
 
     crop, crop_scale: side in pixels and area of the random resized crop that is cut into 3x3 cells. patch: side of
     the patch at a random place in each cell. grayscale: probability that a patch loses its color. distort: all the
-    rest of PIRL's augmentation of each patch.
+    rest of PIRL's augmentation of each patch. puzzles: orders of each image in a step; since the network embeds
+    every patch for itself, more than one cost next to nothing.
     """
+
+    permutations: Tensor
 
     def __init__(
         self,
@@ -72,6 +79,7 @@ class Jigsaw(Objective):
         patch: int = 64,
         grayscale: float = 0.3,
         distort: bool = True,
+        puzzles: int = 1,
     ) -> None:
         if not isinstance(model, JigsawModel):
             raise RecipeError(
@@ -79,24 +87,30 @@ class Jigsaw(Objective):
                 "`zoo list 'jigsaw*' --form pretraining` as the recipe's model."
             )
         super().__init__(model, source)
+        self.register_buffer("permutations", read_permutations(model.permutations), persistent=False)
         self.transform = PuzzleTransform(
-            read_permutations(model.permutations),
+            model.permutations,
+            puzzles,
             transforms.RandomResizedCrop(crop, crop_scale, antialias=True),
             patch,
             distortion(grayscale) if distort else transforms.RandomGrayscale(grayscale),
         )
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """patches (B, 9, 3, p, p) uint8 and permutation (B,) -> the loss, and the share of orders found."""
-        logits = self.model(self.to_input(batch["patches"])).float()
-        accuracy = (logits.argmax(dim=1) == batch["permutation"]).float().mean()
-        return dict(loss=F.cross_entropy(logits, batch["permutation"]), accuracy=accuracy)
+        """patches (B, 9, 3, p, p) uint8 and permutation (B, puzzles) -> the loss, and the share of orders found."""
+        embedded = self.model.embed(self.to_input(batch["patches"]))  # B, 9, dim
+        image = torch.arange(len(embedded), device=embedded.device).view(-1, 1, 1)
+        puzzles = embedded[image, self.permutations[batch["permutation"]]]  # B, puzzles, 9, dim
+        logits, target = self.model.classify(puzzles.flatten(0, 1)).float(), batch["permutation"].flatten()
+        accuracy = (logits.argmax(dim=1) == target).float().mean()
+        return dict(loss=F.cross_entropy(logits, target), accuracy=accuracy)
 
     def show(self, samples: Sequence[dict[str, Any]], batch: dict[str, Tensor]) -> Figure:
         """The image, its patches as the network gets them, and put back into their places."""
-        order = self.transform.permutations[batch["permutation"]]
+        order = self.permutations[batch["permutation"][:, 0]]
+        image = torch.arange(len(order)).unsqueeze(1)
         caption = (
-            f"The network sees the nine patches of the middle and tells which of {len(self.transform.permutations):,} "
-            "orders they are in.\nNumbers: the places where they belong, row by row."
+            f"The network sees the nine shuffled patches and tells which of {len(self.permutations):,} orders they are "
+            "in.\nNumbers: the places where they belong, row by row."
         )
-        return draw_puzzles(samples, batch["patches"], order, caption)
+        return draw_puzzles(samples, batch["patches"][image, order], order, caption)

@@ -183,10 +183,13 @@ class JigsawClustering(Objective):
 
 
 def _quarter_frames(image: np.ndarray, overlap: float, color: str) -> list[Frame]:
-    """The quarters of an image (H, W, 3), with their numbers in its corners."""
+    """The quarters of an image (H, W, 3), numbered; each a little inside of the one before, to tell them apart."""
     height, width = image.shape[:2]
-    boxes = quarter_boxes(torch.tensor([[width, height]]), overlap)[0].tolist()
-    return [Frame(x, y, x2 - x, y2 - y, color, str(number)) for number, (x, y, x2, y2) in enumerate(boxes, start=1)]
+    frames = []
+    for i, (x, y, x2, y2) in enumerate(quarter_boxes(torch.tensor([[width, height]]), overlap)[0].tolist()):
+        inset = 0.015 * i * min(height, width)
+        frames.append(Frame(x + inset, y + inset, x2 - x - 2 * inset, y2 - y - 2 * inset, color, str(i + 1)))
+    return frames
 
 
 def _color(image: int) -> str:
