@@ -348,7 +348,8 @@ def draw_example(model: Any, variant: Variant, folder: Path) -> None:
     side = _PICTURE_PATCHES * encoder.feature_info[-1]["reduction"]
     if hasattr(encoder, "set_input_size"):  # convolutional networks take any size
         encoder.set_input_size((side, side))
-    image = pictures.to_input(views[0], model, (side, side))
+    encoder.pretrained_cfg = model.pretrained_cfg  # the normalization
+    image = pictures.to_input(views[0], encoder, (side, side))
     (maps,) = encoder.forward_intermediates(image, indices=1, norm=True, intermediates_only=True)  # 1, D, h, w
     rows, columns = maps.shape[2:]
     colors = pictures.pca_rgb(maps[0].flatten(1).T).unflatten(0, (rows, columns)).numpy()
@@ -356,7 +357,7 @@ def draw_example(model: Any, variant: Variant, folder: Path) -> None:
         [(pictures.to_pixels(image, model)[0], colors)],
         ("photo", "features"),
         "",
-        f"Three principal components of the features as red, green and blue; {rows} x {columns} patches.",
+        f"Three principal components of the features as red, green and blue, a map of {rows} x {columns}.",
     )
     pictures.save_figure(figure, folder / FEATURES)
 
