@@ -63,27 +63,26 @@ def _scene_images(settings: dict[str, Any], seed: int) -> Any:
 
 def _shape_images(settings: dict[str, Any], seed: int) -> ShapeImages:
     settings.pop("path", None)
-    length = settings.pop("samples", ENDLESS)
-    _check_settings(ShapeImages, settings)
-    return ShapeImages(seed, length, **settings)
+    length, size = settings.pop("samples", ENDLESS), settings.pop("image_size", 64)
+    if settings:
+        raise RecipeError(f"Shapes have no settings {', '.join(settings)}; known are samples, image_size.")
+    return ShapeImages(seed, length, size)
 
 
 def _files(source_cls: Any, what: str) -> Callable[[dict[str, Any], int], Any]:
     """How a source is made that reads `what` at the path of the data settings."""
 
     def make(settings: dict[str, Any], seed: int) -> Any:
+        known = inspect.signature(source_cls).parameters
+        if unknown := [key for key in settings if key not in known]:
+            raise RecipeError(
+                f"The recipe's data has unknown settings {', '.join(unknown)}; known are {', '.join(known)}."
+            )
         if settings.get("path") is None:
             raise RecipeError(f"This recipe trains on your images; name {what} with --data.")
-        _check_settings(source_cls, settings)
         return source_cls(**settings)
 
     return make
-
-
-def _check_settings(source_cls: type, settings: dict[str, Any]) -> None:
-    known = inspect.signature(source_cls).parameters
-    if unknown := [key for key in settings if key not in known]:
-        raise RecipeError(f"The recipe's data has unknown settings {', '.join(unknown)}; known are {', '.join(known)}.")
 
 
 def _photo_pairs(settings: dict[str, Any], seed: int) -> ImagePairs:
