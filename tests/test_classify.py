@@ -31,7 +31,7 @@ def tiny(**changes) -> Recipe:
     settings = dict(
         model_args=TINY | dict(num_classes=8, drop_path_rate=0.1),
         init="",
-        data=dict(source="shapes", samples=64, image_size=32),
+        data=dict(source="patterns", samples=64, image_size=32),
         validation=dict(samples=13),
         batch_size=8,
         schedule=dict(unit="steps", warmup=0, length=8, validate_every=4),
@@ -163,7 +163,7 @@ def test_hits_are_counted() -> None:
 def validated(folder: Path) -> None:
     """One step that changes nothing, then the validation."""
     recipe = tiny(
-        data=dict(source="shapes", samples=8, image_size=32),
+        data=dict(source="patterns", samples=8, image_size=32),
         schedule=dict(unit="steps", warmup=1, length=1),
         validation=dict(samples=29),
     )

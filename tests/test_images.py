@@ -1,4 +1,4 @@
-"""Sources of single images: folders, Hugging Face data sets, WebDataset shards, shapes."""
+"""Sources of single images: folders, Hugging Face data sets, WebDataset shards, patterns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zoo.errors import DataError, ImageError, RecipeError
 from zoo.pretrain import images
 from zoo.pretrain.data import ENDLESS, EachOnce, StepSampler, make_source
 from zoo.pretrain.images import HubImages, ImageFolder, ImageShards
-from zoo.pretrain.shapes import ShapeImages
+from zoo.pretrain.patterns import PatternImages
 
 
 def gray(value: int) -> np.ndarray:
@@ -212,14 +212,14 @@ def test_shards_over_two_processes(shards: Path, monkeypatch: pytest.MonkeyPatch
 # ---------------------------------------------------------------------------------------------------- others
 
 
-def test_shapes() -> None:
-    source = make_source(dict(source="shapes", image_size=32), 1, "image")
+def test_patterns() -> None:
+    source = make_source(dict(source="patterns", image_size=32), 1, "image")
     assert len(source) == ENDLESS and source.num_classes == 8 == len(source.classes)
-    first, again = source[3], ShapeImages(1, 10, 32)[3]
+    first, again = source[3], PatternImages(1, 10, 32)[3]
     assert first["image"].shape == (32, 32, 3) and first["image"].dtype == np.uint8
     assert (first["image"] == again["image"]).all() and first["label"] == again["label"]
     assert {source[i]["label"] for i in range(60)} == set(range(8))
-    assert len(make_source(dict(source="shapes", samples=5), 0, "image")) == 5
+    assert len(make_source(dict(source="patterns", samples=5), 0, "image")) == 5
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

@@ -16,7 +16,7 @@ from zoo.errors import RecipeError
 from zoo.pretrain.images import HubImages, ImageFolder, ImageShards
 from zoo.pretrain.pairs import ImagePairs
 from zoo.pretrain.scenes import SceneConfig, SceneImages, ScenePairs
-from zoo.pretrain.shapes import ShapeImages
+from zoo.pretrain.patterns import PatternImages
 
 ENDLESS = 2**62
 """Length of procedural sources: their every sample is new."""
@@ -34,7 +34,7 @@ def make_source(settings: dict[str, Any], seed: int, sample: str) -> Any:
         ("scenes", "pair"): _scene_pairs,
         ("scenes", "image"): _scene_images,
         ("pairs", "pair"): _photo_pairs,
-        ("shapes", "image"): _shape_images,
+        ("patterns", "image"): _pattern_images,
         ("images", "image"): _files(ImageFolder, "the folder of images"),
         ("datasets", "image"): _files(HubImages, "the data set's name or folder"),
         ("webdataset", "image"): _files(ImageShards, "the shards, such as 'train-{0000..1023}.tar'"),
@@ -61,12 +61,12 @@ def _scene_images(settings: dict[str, Any], seed: int) -> Any:
     return SceneImages(_scene_pairs(settings, seed))
 
 
-def _shape_images(settings: dict[str, Any], seed: int) -> ShapeImages:
+def _pattern_images(settings: dict[str, Any], seed: int) -> PatternImages:
     settings.pop("path", None)
     length, size = settings.pop("samples", ENDLESS), settings.pop("image_size", 64)
     if settings:
-        raise RecipeError(f"Shapes have no settings {', '.join(settings)}; known are samples, image_size.")
-    return ShapeImages(seed, length, size)
+        raise RecipeError(f"Patterns have no settings {', '.join(settings)}; known are samples, image_size.")
+    return PatternImages(seed, length, size)
 
 
 def _files(source_cls: Any, what: str) -> Callable[[dict[str, Any], int], Any]:
