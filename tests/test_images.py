@@ -200,7 +200,7 @@ def test_shards_over_two_processes(shards: Path, monkeypatch: pytest.MonkeyPatch
     steps = draws(0, 2)
     assert steps == draws(0, 1), "however many processes there are"
     assert steps[4:] == draws(4, 2)
-    orders = [sum(steps[:6], []), sum(steps[6:], [])]
+    orders = [[place for step in epoch for place in step] for epoch in (steps[:6], steps[6:])]
     assert orders[0] != orders[1]
     for order in orders:
         assert sorted(order) == list(range(24))

@@ -130,17 +130,16 @@ class LinearProbe(_Classification):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """image (B, 3, H, W) uint8 and label (B,) -> the loss and the hits in percent."""
         logits, labels = self.logits(self.to_input(batch["image"])), batch["label"]
-        return dict(
-            loss=F.cross_entropy(logits, labels), top1=100.0 * (logits.argmax(dim=1) == labels).float().mean()
-        )
+        return dict(loss=F.cross_entropy(logits, labels), top1=100.0 * (logits.argmax(dim=1) == labels).float().mean())
 
     @torch.no_grad()
     def trained(self) -> nn.Module:
         """The model, with the norm as part of its classifier."""
-        model = copy.deepcopy(self.model)
-        head, (mean, var) = model.get_classifier(), (self.norm.running_mean, self.norm.running_var)
-        head.weight /= (var + self.norm.eps).sqrt()
-        head.bias -= head.weight @ mean
+        model, norm = copy.deepcopy(self.model), self.norm
+        head = model.get_classifier()
+        assert norm.running_mean is not None and norm.running_var is not None
+        head.weight /= torch.sqrt(norm.running_var + norm.eps)
+        head.bias -= head.weight @ norm.running_mean
         return model
 
 

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from zoo.errors import RecipeError
 from zoo.pretrain.images import HubImages, ImageFolder, ImageShards
 from zoo.pretrain.pairs import ImagePairs
-from zoo.pretrain.scenes import SceneConfig, SceneImages, ScenePairs
 from zoo.pretrain.patterns import PatternImages
+from zoo.pretrain.scenes import SceneConfig, SceneImages, ScenePairs
 
 ENDLESS = 2**62
 """Length of procedural sources: their every sample is new."""

@@ -153,7 +153,7 @@ def _init_file(init: str) -> Path:
     if path.is_file():
         return path
     if len(path.parts) > 1 or path.suffix in (".safetensors", ".pth", ".pt"):
-        raise RecipeError(f"There are no weights {init} to start from; give a weights file, a run's folder or a variant.")
+        raise RecipeError(f"There are no weights {init} to start from; give a file, a run's folder or a variant.")
     return fetch(init)
 
 

@@ -115,7 +115,8 @@ class HubImages:
             ) from error
         if image not in table.column_names:
             raise DataError(
-                f"The data set {path} has no column '{image}'; set data.image to one of {', '.join(table.column_names)}."
+                f"The data set {path} has no column '{image}'; set data.image to one of "
+                f"{', '.join(table.column_names)}."
             )
         self.path, self.image, self.label = path, image, label
         columns = [image, label] if label in table.column_names else [image]

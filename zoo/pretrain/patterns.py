@@ -12,7 +12,7 @@ KINDS = ("stripes", "zigzag", "checks", "grid", "bricks", "dots", "rings", "blot
 class PatternImages:
     """Map-style dataset of `length` patterns: "image", uint8 (size, size, 3), and "label", a place in `classes`.
 
-    Scale, place, turn, and colors are drawn anew for each, and a mottling and noise that say nothing.
+    Scale, place, colors and a slight turn are drawn anew for each, and a mottling and noise that say nothing.
     """
 
     classes = KINDS
@@ -29,7 +29,7 @@ class PatternImages:
         label = int(rng.integers(len(KINDS)))
         size = self.image_size
         y, x = (np.mgrid[: 2 * size, : 2 * size] + 0.5) / 2  # pixels, two by two samples each: smooth edges
-        turn, period = rng.uniform(0, 2 * np.pi), rng.uniform(8, 16)
+        turn, period = rng.uniform(-0.3, 0.3), rng.uniform(10, 16)
         u = (np.cos(turn) * x + np.sin(turn) * y) / period + rng.random()
         v = (np.cos(turn) * y - np.sin(turn) * x) / period + rng.random()
         share = _pattern(KINDS[label], u, v, rng).reshape(size, 2, size, 2).mean(axis=(1, 3))[..., None]
@@ -37,7 +37,7 @@ class PatternImages:
         image = share * first + (1 - share) * second
         across, down = rng.normal(0, 2 * np.pi / size, 2)
         mottling = 0.1 * np.sin(across * x[::2, ::2] + down * y[::2, ::2] + rng.uniform(0, 2 * np.pi))
-        image += mottling[..., None] + rng.normal(0, 0.05, image.shape)
+        image += mottling[..., None] + rng.normal(0, 0.02, image.shape)
         return dict(image=(255 * np.clip(image, 0, 1)).round().astype(np.uint8), label=label)
 
 

@@ -25,9 +25,7 @@ def check_validation(objective: Any, source: Any) -> None:
 
 
 @torch.no_grad()
-def validate(
-    objective: Any, source: Any, accelerator: Accelerator, batch_size: int, workers: int
-) -> dict[str, float]:
+def validate(objective: Any, source: Any, accelerator: Accelerator, batch_size: int, workers: int) -> dict[str, float]:
     """Means over all of `source` of what the objective judges; each process takes its share. Touches no weights.
 
     batch_size: of one process.
