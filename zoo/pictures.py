@@ -5,6 +5,7 @@ matplotlib is imported only where something is drawn: reading and preparing phot
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,11 +26,11 @@ CORRECT_COLOR, WRONG_COLOR = "#00d68f", "#ff3b30"
 FRAME_COLORS = ("#ff3b30", "#00c2ff", "#ffcc00", "#34c759", "#ff5fd2", "#ff9500", "#5e5ce6", "#ffffff")
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """An image file as RGB, uint8 (H, W, 3). Raises ImageError (a ValueError)."""
+def read_image(path: str | Path, content: bytes | None = None) -> np.ndarray:
+    """An image file as RGB, uint8 (H, W, 3), from its bytes if they are at hand. Raises ImageError (a ValueError)."""
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
+            return np.array(image.convert("RGB"))  # a copy: PIL's own memory is read-only
     except FileNotFoundError as error:
         raise ImageError(f"There is no image {path}; check the path.") from error
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:

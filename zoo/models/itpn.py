@@ -21,11 +21,10 @@ from zoo.layers.masking import block_mask, split_mask, take_tokens
 from zoo.layers.positions import Grid
 from zoo.layers.relative import RelativeBias
 from zoo.models._build import ZooModel, init_linear, register_family
-from zoo.models._hierarchical import STAGES, level_info
+from zoo.models._hierarchical import FRESH_NORM, STAGES, level_info
 from zoo.models._masked import MaskedAutoencoder, PixelDecoder, check_mask
 from zoo.models.hivit import (
     FRESH_BIAS,
-    FRESH_NORM,
     Block,
     HiViT,
     LayerNorm,
@@ -306,6 +305,7 @@ class ITPNPixel(MaskedAutoencoder):
         self.encoder.fc_norm = nn.Identity()  # a classifier's
         self.patch_size = self.encoder.patch_size
         self.in_chans = in_chans
+        self.num_features = self.encoder.num_features
         self.norm_target = norm_target
         self.level_embed = LevelEmbed(fpn_dim, decoder_dim, **dd)
         self.decoder = PixelDecoder(
@@ -478,6 +478,7 @@ class ITPNClip(ZooModel):
         self.encoder.fc_norm = nn.Identity()  # a classifier's
         self.patch_size = self.encoder.patch_size
         self.in_chans = in_chans
+        self.num_features = self.encoder.num_features
         self.mask_token = nn.Parameter(torch.empty(embed_dim, **dd))
         self.level_embed = LevelEmbed(fpn_dim, embed_dim, **dd)
         self.norm = LayerNorm(embed_dim, **dd)

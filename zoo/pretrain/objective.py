@@ -19,7 +19,8 @@ class Objective(nn.Module):
     """Base of all objectives: a batch goes in, the loss and what else is worth logging come out.
 
     Made from a model, the source of its samples (whose length and classes it may ask for), and the recipe's settings.
-    All of its parameters and buffers are part of a run's checkpoint; `model` is what a finished run gives.
+    All of its parameters and buffers are part of a run's checkpoint. One that can be validated has, besides, a
+    `validation_transform`, and `judge`: a batch of its tensors -> the sums over it of the quantities `figures`.
 
     sample: what the source gives, "image" (image, index and maybe label) or "pair" (image1, image2, index).
     transform: one sample and a seed -> the tensors of a batch's row; runs in the data workers. All of its
@@ -56,12 +57,17 @@ class Objective(nn.Module):
             rows, ("in the data", *images), "", "Augmented at random, as in training.", labels, panel=2.4
         )
 
+    def trained(self) -> nn.Module:
+        """What a finished run gives: the model, whose weights are written."""
+        return self.model
+
     def after_step(self, progress: float) -> None:
         """Called on every process after each optimizer step; progress: the share of the run that is done."""
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay, besides biases and other 1-D ones."""
-        return {f"model.{name}" for name in self.model.no_weight_decay()}
+        names = self.model.no_weight_decay() if hasattr(self.model, "no_weight_decay") else set()  # timm's ResNets
+        return {f"model.{name}" for name in names}
 
 
 def as_pixels(images: Tensor) -> np.ndarray:
