@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from timm.layers import Mlp
 from timm.models import checkpoint
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from zoo.errors import ImageError
+from zoo.layers.attention import SelfAttention
 from zoo.layers.masking import add_mask_token, patch_loss, random_mask, split_mask, take_tokens
 from zoo.layers.patchify import normalize_patches, patch_statistics, patchify, unpatchify
 from zoo.layers.sincos import SincosPositions
@@ -101,6 +101,24 @@ def adapt_pixel_head(state: dict[str, Tensor], head: str, patch_size: int, in_ch
         state[key] = picked.flatten(0, 1)
 
 
+class DecoderBlock(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, device=None, dtype=None) -> None:
+        super().__init__()
+        dd: dict[str, Any] = dict(device=device, dtype=dtype)
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6, **dd)
+        self.attn = SelfAttention(dim, num_heads, **dd)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6, **dd)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), **dd)
+
+    def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        """x (B, N, C) -> B, N, C, or B, m, C at places `index` (B, m) only."""
+        y = self.attn(self.norm1(x), index=index)
+        x = y + (x if index is None else take_tokens(x, index))
+        return x + self.mlp(self.norm2(x))
+
+
 class PixelDecoder(nn.Module):
     """A masked autoencoder's decoder: mask tokens, fixed sin-cos positions, transformer blocks, pixels.
 
@@ -123,16 +141,12 @@ class PixelDecoder(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = dict(device=device, dtype=dtype)
-        norm = partial(nn.LayerNorm, eps=1e-6)
         self.mask_tokens = mask_tokens
         self.grad_checkpointing = False
         self.mask_token = nn.Parameter(torch.empty(1, 1, dim, **dd))
         self.pos_embed = SincosPositions(dim, grid, device=device)
-        self.blocks = nn.ModuleList(
-            Block(dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm, **dd)  # type: ignore[arg-type]
-            for _ in range(depth)
-        )
-        self.norm = norm(dim, **dd)
+        self.blocks = nn.ModuleList(DecoderBlock(dim, num_heads, mlp_ratio, **dd) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, eps=1e-6, **dd)
         self.head = nn.Linear(dim, patch_size**2 * in_chans, **dd)
 
     def init_weights(self) -> None:
@@ -144,13 +158,13 @@ class PixelDecoder(nn.Module):
         `index` (B, m) only."""
         x, places = add_mask_token(x, visible, self.mask_tokens * self.mask_token, grid[0] * grid[1])
         x = take_tokens(x, places) + self.pos_embed(grid).to(x.dtype)  # B, N, dim
-        for block in self.blocks:
+        last = len(self.blocks) - 1
+        for i, block in enumerate(self.blocks):
+            wanted = index if i == last else None  # behind the last attention the other places are not needed
             if self.grad_checkpointing and self.training:
-                x = checkpoint(block, x)
+                x = checkpoint(block, x, wanted)
             else:
-                x = block(x)
-        if index is not None:
-            x = take_tokens(x, index)
+                x = block(x, wanted)
         return self.norm(x)
 
     def forward(self, x: Tensor, visible: Tensor, grid: Grid, index: Tensor | None = None) -> Tensor:
