@@ -44,7 +44,8 @@ class _Classification(Objective):
                 f"{type(self).__name__} needs labeled images, and these have no labels; sort them into one folder a "
                 "class, or choose another objective."
             )
-        if model.num_classes != classes:
+        named = bool(source.classes)  # numbers alone may lack the last ones
+        if model.num_classes < classes or (named and model.num_classes != classes):
             raise RecipeError(
                 f"The images have {classes} classes and the model has {model.num_classes}; set "
                 f"model_args.num_classes={classes}."
@@ -99,6 +100,8 @@ class Classification(_Classification):
         if self.erasing:
             images = RandomErasing(self.erasing, mode="pixel", device=images.device)(images)
         if self.mix is not None:
+            if len(images) % 2:
+                raise RecipeError("Mixing pairs the images of a process; choose a batch_size that makes them even.")
             images, target = self.mix(images, labels)
             return dict(loss=F.cross_entropy(self.logits(images), target))
         logits = self.logits(images)

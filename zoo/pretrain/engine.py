@@ -239,7 +239,7 @@ def train(
     objective = make_objective(recipe, source)
     held_out = make_validation_source(recipe)
     if held_out is not None:
-        check_validation(objective, held_out)
+        check_validation(objective, source, held_out)
     if recipe.sync_batchnorm and world > 1:
         objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
     optimizer = make_optimizer(recipe, objective)
