@@ -88,7 +88,9 @@ def test_module_is_a_command() -> None:
     assert "no variant called 'nonsense'" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", [c.callback.__name__.rstrip("_") for c in cli.app.registered_commands])
+@pytest.mark.parametrize(
+    "command", [c.callback.__name__.rstrip("_").replace("_", "-") for c in cli.app.registered_commands]
+)
 def test_help_has_one_example(zoo: Run, command: str) -> None:
     code, out, err = zoo(command, "--help")
     assert (code, err) == (0, "")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from PIL import Image
@@ -13,8 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import RecipeError
+from zoo.pictures import draw_images, to_pixels
 from zoo.pretrain.data import seed_python
 from zoo.pretrain.objective import Objective
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class LabeledTransform:
@@ -50,6 +55,7 @@ class _Classification(Objective):
                 f"The images have {classes} classes and the model has {model.num_classes}; set "
                 f"model_args.num_classes={classes}."
             )
+        self.classes = getattr(source, "classes", ()) or [f"class {i}" for i in range(classes)]
         size = _input_size(model)
         self.transform = LabeledTransform(size, is_training=True, **augmentation)
         self.validation_transform = LabeledTransform(size, crop_pct=model.pretrained_cfg["crop_pct"])
@@ -57,6 +63,27 @@ class _Classification(Objective):
     def logits(self, images: Tensor) -> Tensor:
         """Normalized images (B, 3, H, W) -> B, classes."""
         return self.model(images)
+
+    def augment(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """A batch -> images as the model takes them, and their labels (B,), or shares of the classes (B, classes)."""
+        return self.to_input(batch["image"]), batch["label"]
+
+    def show(self, samples: Sequence[dict[str, Any]], batch: dict[str, Tensor]) -> Figure:
+        """The images, what augmentation and mixing make of them, and the labels."""
+        twice = {key: torch.cat((value, value)) for key, value in batch.items()}  # mixing wants an even number
+        images, targets = self.augment(twice)
+        pixels = to_pixels(images, self.model)
+        labels = [self._describe(target) for target, _ in zip(targets, samples)]
+        rows = [(sample["image"] / 255, seen) for sample, seen in zip(samples, pixels)]
+        return draw_images(rows, ("in the data", "what the network sees"), "", "Left: the target.", labels, panel=2.4)
+
+    def _describe(self, target: Tensor) -> str:
+        """A label, or the one or two classes that mixing leaves, with their shares."""
+        if target.ndim == 0:
+            return self.classes[int(target)]
+        best = target.topk(2)
+        shares = [(self.classes[i], share) for i, share in zip(best.indices.tolist(), best.values.tolist())]
+        return "\n".join(f"{share:.0%} {name}" for name, share in shares if share > 0.05)
 
     def judge(self, batch: dict[str, Tensor]) -> Tensor:
         """Sums over a batch of the cross-entropy and of the hits (in percent) among the best and the best five."""
@@ -93,18 +120,23 @@ class Classification(_Classification):
         if mixup or cutmix:
             self.mix = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=model.num_classes)
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """image (B, 3, H, W) uint8 and label (B,) -> the loss, and without mixing the hits in percent."""
-        images, labels = self.to_input(batch["image"]), batch["label"]
+    def augment(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        images, labels = super().augment(batch)
         seed_python(int(torch.randint(2**32, ())))  # timm's erasing and mixing draw from Python and NumPy
         if self.erasing:
             images = RandomErasing(self.erasing, mode="pixel", device=images.device)(images)
-        if self.mix is not None:
-            if len(images) % 2:
-                raise RecipeError("Mixing pairs the images of a process; choose a batch_size that makes them even.")
-            images, target = self.mix(images, labels)
-            return dict(loss=F.cross_entropy(self.logits(images), target))
+        if self.mix is None:
+            return images, labels
+        if len(images) % 2:
+            raise RecipeError("Mixing pairs the images of a process; choose a batch_size that makes them even.")
+        return self.mix(images, labels)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """image (B, 3, H, W) uint8 and label (B,) -> the loss, and without mixing the hits in percent."""
+        images, labels = self.augment(batch)
         logits = self.logits(images)
+        if self.mix is not None:
+            return dict(loss=F.cross_entropy(logits, labels))
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return dict(loss=loss, top1=100.0 * (logits.argmax(dim=1) == labels).float().mean())
 

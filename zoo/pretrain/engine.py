@@ -14,9 +14,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import timm
@@ -38,18 +38,27 @@ from zoo.pretrain import data
 from zoo.pretrain.classify import Classification, LinearProbe
 from zoo.pretrain.cross_view import CrossViewCompletion
 from zoo.pretrain.data import ENDLESS, StepSampler, make_loader
+from zoo.pretrain.jigsaw import Jigsaw
+from zoo.pretrain.jigsaw_clustering import JigsawClustering
 from zoo.pretrain.masked import MaskedFeatureModeling, MaskedImageModeling, MaskedTokenModeling
 from zoo.pretrain.objective import Objective
+from zoo.pretrain.pirl import Pirl
 from zoo.pretrain.recipe import Recipe, Schedule
 from zoo.pretrain.validate import check_validation, validate
 from zoo.weights import save_safetensors
 from zoo.weights.files import write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "cross_view_completion": CrossViewCompletion,
     "masked_image_modeling": MaskedImageModeling,
     "masked_feature_modeling": MaskedFeatureModeling,
     "masked_token_modeling": MaskedTokenModeling,
+    "jigsaw": Jigsaw,
+    "jigsaw_clustering": JigsawClustering,
+    "pirl": Pirl,
     "classification": Classification,
     "linear_probe": LinearProbe,
 }
@@ -161,12 +170,13 @@ def _init_file(init: str) -> Path:
     return fetch(init)
 
 
-def make_objective(recipe: Recipe, source: Any) -> Objective:
-    """The recipe's model under its objective, as they are at the first step."""
+def make_objective(recipe: Recipe, source: Any, model: nn.Module | None = None) -> Objective:
+    """The recipe's model, or another one, under its objective, as they are at the first step."""
     objective_cls = _objective_class(recipe)
     settings = dict(recipe.objective)
     name = settings.pop("name")
-    model = make_model(recipe)
+    if model is None:
+        model = make_model(recipe)
     try:
         return objective_cls(model, source, **settings)
     except TypeError as error:
@@ -372,6 +382,21 @@ def dry_run(recipe: Recipe, *, workers: int = 0, accumulate: int = 1, steps: int
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         device=str(accelerator.device),
     )
+
+
+def show_batch(recipe: Recipe, samples: int = 4) -> Figure:
+    """A picture of what the network sees of the first `samples` samples of a recipe's run."""
+    source = make_source(recipe)
+    with torch.device("meta"):  # nothing is computed with it
+        model = make_model(replace(recipe, init=""))
+    objective = make_objective(recipe, source, model)
+    sampler = StepSampler(len(source), samples, recipe.seed, 0, 1, 1, 0, 1)
+    ((*keys,),) = sampler
+    batch = _next(iter(make_loader(source, objective.transform, sampler, workers=0, pin_memory=False)))
+    torch.manual_seed(_seed(recipe.seed, 0, 0, 0))
+    figure = objective.show([source[index] for index, _ in keys], batch)
+    figure.suptitle(f"{recipe.name}: what the network sees", fontsize=13, fontweight="bold")
+    return figure
 
 
 def read_log(run: str | Path) -> list[dict[str, Any]]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence, Sized
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from torch import Tensor, nn
 from torchvision.transforms import v2 as transforms
+
+from zoo.pictures import draw_images
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Objective(nn.Module):
@@ -39,6 +45,18 @@ class Objective(nn.Module):
         """A batch of the transform's tensors -> "loss", a scalar to be minimized, and further scalars to be logged."""
         raise NotImplementedError
 
+    def show(self, samples: Sequence[dict[str, Any]], batch: dict[str, Tensor]) -> Figure:
+        """A picture of what the network sees, for `zoo show-batch`; the model may be on the meta device.
+
+        samples: the source's, as the transform got them. batch: the transform's tensors. Here: all images of both.
+        """
+        images = {name: as_pixels(value) for name, value in batch.items() if value.ndim == 4 and value.shape[1] == 3}
+        labels = [f"class {label}" for label in batch["label"].tolist()] if "label" in batch else []
+        rows = [(sample["image"] / 255, *views) for sample, *views in zip(samples, *images.values())]
+        return draw_images(
+            rows, ("in the data", *images), "", "Augmented at random, as in training.", labels, panel=2.4
+        )
+
     def trained(self) -> nn.Module:
         """What a finished run gives: the model, whose weights are written."""
         return self.model
@@ -50,3 +68,8 @@ class Objective(nn.Module):
         """Names of parameters without weight decay, besides biases and other 1-D ones."""
         names = self.model.no_weight_decay() if hasattr(self.model, "no_weight_decay") else set()  # timm's ResNets
         return {f"model.{name}" for name in names}
+
+
+def as_pixels(images: Tensor) -> np.ndarray:
+    """uint8 images (..., 3, H, W) -> what can be drawn: float in 0..1, (..., H, W, 3)."""
+    return (images.float() / 255).movedim(-3, -1).cpu().numpy()
