@@ -582,9 +582,14 @@ class PairModel(PatchPredictor):
             tokens = take_tokens(tokens, hidden_index)
         return self.head(tokens), hidden_index
 
-    def completion_loss(self, img1: Tensor, img2: Tensor, mask: Tensor, hidden: int) -> Tensor:
-        """The pretraining loss (CroCo, section 3.2): squared error of the hidden patches' target, a scalar."""
-        return self._target_loss(img1, *self.predict(img1, img2, mask, hidden))
+    def completion_loss(
+        self, img1: Tensor, img2: Tensor, mask: Tensor, hidden: int, target: str | None = None
+    ) -> Tensor:
+        """The pretraining loss (CroCo, section 3.2): squared error of the hidden patches' target, a scalar.
+
+        target: one of `zoo.layers.patchify.TARGETS`, by default the one that `norm_target` says.
+        """
+        return self._target_loss(img1, *self.predict(img1, img2, mask, hidden), target)
 
     def complete(
         self,

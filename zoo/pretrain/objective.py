@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torchvision.transforms import v2 as transforms
 
+from zoo.errors import RecipeError
+
 
 class Objective(nn.Module):
     """Base of all objectives: a batch goes in, the loss and what else is worth logging come out.
@@ -38,6 +40,17 @@ class Objective(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """A batch of the transform's tensors -> "loss", a scalar to be minimized, and further scalars to be logged."""
         raise NotImplementedError
+
+    def configure(self, **settings: Any) -> None:
+        """Take other values of settings, before a step whose number they depend on (a recipe's curriculum).
+
+        Raises RecipeError (a ValueError) for a setting that can't change.
+        """
+        if settings:
+            raise RecipeError(
+                f"{type(self).__name__} has no setting {' or '.join(settings)} that can change with the step; leave it "
+                "out of the curriculum."
+            )
 
     def trained(self) -> nn.Module:
         """What a finished run gives: the model, whose weights are written."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -92,6 +92,10 @@ class DrawnScenes:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def changed(self, **settings: Any) -> DrawnScenes:
+        """See `ScenePairs.changed`."""
+        return DrawnScenes(self.pairs.changed(**settings))
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         return scene_arrays(sample_scene(self.pairs.config, self.pairs.seed, index))
