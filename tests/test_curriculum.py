@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.test_training import assert_identical, make_objective, tiny
 
+from tests.test_training import assert_identical, make_objective, tiny
 from zoo.errors import RecipeError, TrainingError
 from zoo.layers.patchify import TARGETS, normalize_patches
 from zoo.pretrain import engine
