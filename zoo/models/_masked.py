@@ -166,7 +166,7 @@ class PixelDecoder(nn.Module):
 class MaskedAutoencoder(PatchPredictor):
     """Base of one-image masked autoencoders: `encoder`, then what a family writes into `embed_visible`, `decoder`.
 
-    A subclass makes `encoder`, a `HierarchicalBackbone`, and `decoder`, `patch_size`, `in_chans`.
+    A subclass makes `encoder`, a `HierarchicalBackbone` or `Backbone`, and `decoder`, `patch_size`, `in_chans`.
     """
 
     encoder: Any

@@ -201,7 +201,7 @@ class CrocoEncoder(Backbone):
         nn.init.zeros_(self.patch_embed.proj.bias)
 
     def embed(self, x: Tensor, visible: Tensor | None = None) -> tuple[Tensor, tuple[Rope | None]]:
-        grid = self.patch_embed.dynamic_feat_size((x.shape[-2], x.shape[-1]))
+        grid = self.grid_of(x)
         if visible is None:
             # B, h, w, D; the convolution's memory order (channels before places) would stay with all blocks' sums
             x = self.patch_embed(x).flatten(1, 2).contiguous()
@@ -274,12 +274,11 @@ class CrocoMAE(MaskedAutoencoder):
         super().__init__()
         dd: dict[str, Any] = dict(device=device, dtype=dtype)
         self.encoder = CrocoEncoder(img_size, patch_size, in_chans, **encoder_args, **dd)
-        self.img_size = self.encoder.patch_embed.img_size
         self.patch_size = patch_size
         self.in_chans = in_chans
         self.norm_target = norm_target
         self.decoder_embed = nn.Linear(self.encoder.embed_dim, decoder_dim, **dd)
-        grid = self.encoder.patch_embed.grid_size
+        grid = self.encoder.grid_size
         self.decoder = PixelDecoder(grid, patch_size, in_chans, decoder_dim, decoder_depth, decoder_num_heads, **dd)
         self.num_features = self.head_hidden_size = self.embed_dim = self.encoder.embed_dim
         self.feature_info = [dict(info, module="encoder." + info["module"]) for info in self.encoder.feature_info]
@@ -289,9 +288,6 @@ class CrocoMAE(MaskedAutoencoder):
         """Draw the decoder (the encoder has drawn its own)."""
         init_linear(self.decoder_embed)
         self.decoder.init_weights()
-
-    def _grid(self, x: Tensor) -> Grid:
-        return self.encoder.patch_embed.dynamic_feat_size((x.shape[-2], x.shape[-1]))
 
     def embed_visible(self, image: Tensor, visible: Tensor) -> Tensor:
         return self.decoder_embed(self.encoder.forward_tokens(image, visible)[0])
