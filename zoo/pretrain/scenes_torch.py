@@ -10,7 +10,7 @@ Shapes: B scenes, V views, N rays of a view, P = V * N; S solids, T textures.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -107,10 +107,15 @@ class DrawnScenes:
         return dict(image1=images[:, 0], image2=images[:, 1], **rest)
 
 
+def stack_scenes(scenes: Iterable[Scene]) -> SceneBatch:
+    """Scenes as a batch on the CPU."""
+    drawn = [scene_arrays(scene) for scene in scenes]
+    return SceneBatch(*(torch.from_numpy(np.stack([arrays[key] for arrays in drawn])) for key in SceneBatch._fields))
+
+
 def draw_batch(config: SceneConfig, seed: int, indices: range) -> SceneBatch:
     """The scenes `indices` of the sequence `seed`, on the CPU."""
-    drawn = [scene_arrays(sample_scene(config, seed, index)) for index in indices]
-    return SceneBatch(*(torch.from_numpy(np.stack([arrays[key] for arrays in drawn])) for key in SceneBatch._fields))
+    return stack_scenes(sample_scene(config, seed, index) for index in indices)
 
 
 # --- Rendering ----------------------------------------------------------------------------------------------
