@@ -32,7 +32,7 @@ from zoo.pretrain.scenes import (
 )
 
 _CPU_RAYS = 32768  # rendered at a time on a CPU: few enough for the cache, enough to make up for the calls
-_FAR = 1e30  # depth of what is not hit
+_FAR = 1e30  # times by how much a ray misses it: the depth of what is not hit
 
 
 class SceneBatch(NamedTuple):
@@ -137,7 +137,7 @@ def _in_parts(render_some: Callable[..., tuple[Tensor, ...]], config: SceneConfi
     count = len(scenes.focal)
     if scenes.focal.device.type == "cpu":
         count = max(1, _CPU_RAYS // (scenes.cameras.shape[1] * config.height * config.width * config.supersample**2))
-    with torch.no_grad():
+    with torch.inference_mode():
         parts = [render_some(config, SceneBatch(*part)) for part in zip(*(x.split(count) for x in scenes))]
     return [torch.cat(part) for part in zip(*parts)]
 
@@ -215,7 +215,7 @@ def _first_hit(scenes: SceneBatch, rays: Tensor) -> _Hit:
     reach = inverse.abs().mul_(scenes.half_sizes[:, flat, :, None, None])
     middle = inverse.mul_(-start[:, flat, ..., None])  # of the slab between two sides, which spans middle +- reach
     enter, leave = (middle - reach).amax(2), middle.add_(reach).amin(2)
-    enter += ((enter >= leave) | (enter <= 0)) * _FAR
+    _send_away(enter, torch.maximum(enter - leave, -enter))
 
     # on balls it solves square * t^2 + 2 * half * t + rest = 0
     start_balls, radius = start[:, 1 + _BOXES :, ..., None], scenes.half_sizes[:, 1 + _BOXES :, 0, None, None]
@@ -223,7 +223,7 @@ def _first_hit(scenes: SceneBatch, rays: Tensor) -> _Hit:
     half = (paces[:, 1 + _BOXES :] * start_balls).sum(2)  # B, balls, V, N
     inner = half.square() - square * (start_balls.square().sum(2) - radius.square())
     touch = (-half - inner.clamp(min=0).sqrt_()) / square
-    touch += ((inner <= 0) | (touch <= 0)) * _FAR
+    _send_away(touch, torch.maximum(-inner, -touch))
 
     hits = torch.cat((leave[:, :1], enter[:, 1:], touch), dim=1).flatten(2)  # B, S, P
     hits += ~scenes.used[..., None] * _FAR
@@ -236,6 +236,11 @@ def _first_hit(scenes: SceneBatch, rays: Tensor) -> _Hit:
     row = solid.unflatten(1, (views, -1)) + torch.arange(0, views * solids, solids, device=solid.device)[:, None]
     origin, half_sizes, light = _take(whole.permute(0, 3, 1, 2).flatten(1, 2), row.flatten(1)).split(3, dim=1)
     return _Hit(depth, solid, origin + depth[:, None] * pace, pace, half_sizes, light)
+
+
+def _send_away(depth: Tensor, missed: Tensor) -> None:
+    """Make `depth` far, in place, where a ray misses by a positive amount; quicker than a mask on a CPU."""
+    depth.add_(missed.clamp_(min=0), alpha=_FAR)
 
 
 def _take(rows: Tensor, index: Tensor) -> Tensor:
@@ -322,6 +327,6 @@ def _lattice_noise(table: Tensor, x: Tensor, y: Tensor) -> Tensor:
     x, y = x - column, y - row
     x, y = ((t * t * (3 - 2 * t))[:, None] for t in (x, y))  # smoothstep: no creases at the cells' borders
     wrap = _NOISE_CELLS - 1
-    cell = (row.long() & wrap) * _NOISE_CELLS + (column.long() & wrap)
+    cell = ((row.int() & wrap) * _NOISE_CELLS + (column.int() & wrap)).long()
     corner, across, down, both = table.gather(2, cell[:, None].expand(-1, 8, -1)).unflatten(1, (4, 2)).unbind(1)
     return corner + down * y + (across + both * y) * x
