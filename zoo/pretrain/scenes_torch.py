@@ -88,7 +88,7 @@ class DrawnScenes:
                 "Scenes with your own textures are rendered in the data workers only; leave out data.render or "
                 "data.textures."
             )
-        self.pairs = pairs
+        self.pairs, self.config = pairs, pairs.config
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -98,12 +98,12 @@ class DrawnScenes:
         return DrawnScenes(self.pairs.changed(**settings))
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return scene_arrays(sample_scene(self.pairs.config, self.pairs.seed, index))
+        return scene_arrays(sample_scene(self.config, self.pairs.seed, index))
 
     def render_batch(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """A batch of the loader, on its device: the scenes in it become image1 and image2, uint8 (B, 3, H, W)."""
         rest = {key: value for key, value in batch.items() if key not in SceneBatch._fields}
-        images, _ = render_views(self.pairs.config, SceneBatch(**{key: batch[key] for key in SceneBatch._fields}))
+        images, _ = render_views(self.config, SceneBatch(**{key: batch[key] for key in SceneBatch._fields}))
         return dict(image1=images[:, 0], image2=images[:, 1], **rest)
 
 
