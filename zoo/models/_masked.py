@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoo.errors import ImageError
 from zoo.layers.attention import SelfAttention
 from zoo.layers.masking import add_mask_token, patch_loss, random_mask, split_mask, take_tokens
-from zoo.layers.patchify import normalize_patches, patch_statistics, patchify, unpatchify
+from zoo.layers.patchify import TARGETS, normalize_patches, patch_statistics, patchify, unpatchify
 from zoo.layers.sincos import SincosPositions
 from zoo.models._build import ZooModel, init_linear
 
@@ -55,10 +55,14 @@ class PatchPredictor(ZooModel):
         """Rows and columns of the patches of images (B, C, H, W)."""
         raise NotImplementedError
 
-    def _target_loss(self, image: Tensor, prediction: Tensor, index: Tensor) -> Tensor:
-        """Mean squared error of the predicted patches `index` (B, hidden) of `image`, a scalar."""
-        target = take_tokens(patchify(image.float(), self.patch_size), index)
-        return patch_loss(prediction, normalize_patches(target) if self.norm_target else target)
+    def _target_loss(self, image: Tensor, prediction: Tensor, index: Tensor, target: str | None = None) -> Tensor:
+        """Mean squared error of the predicted patches `index` (B, hidden) of `image`, a scalar.
+
+        target: one of `zoo.layers.patchify.TARGETS`, by default the one that `norm_target` says.
+        """
+        patches = take_tokens(patchify(image.float(), self.patch_size), index)
+        make_target = TARGETS[target or ("normalized" if self.norm_target else "pixels")]
+        return patch_loss(prediction, make_target(patches, self.in_chans))
 
     @torch.no_grad()
     def _complete(
@@ -176,7 +180,7 @@ class PixelDecoder(nn.Module):
 class MaskedAutoencoder(PatchPredictor):
     """Base of one-image masked autoencoders: `encoder`, then what a family writes into `embed_visible`, `decoder`.
 
-    A subclass makes `encoder`, a `HierarchicalBackbone`, and `decoder`, `patch_size`, `in_chans`.
+    A subclass makes `encoder`, a `HierarchicalBackbone` or `Backbone`, and `decoder`, `patch_size`, `in_chans`.
     """
 
     encoder: Any
