@@ -14,13 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
 from zoo.layers.masking import patch_loss, split_mask, take_tokens
 from zoo.layers.patchify import normalize_patches, patchify
 from zoo.models import ZooModel
+from zoo.models._masked import MaskedAutoencoder
+from zoo.models.convmae import ConvMAE, ConvMAEPretraining
 from zoo.models.croco import CrocoEncoder, DensePairModel, PairModel
+from zoo.models.fast_itpn import FastITPN
+from zoo.models.hivit import HiViT, HiViTMAE
+from zoo.models.itpn import ITPN, ITPNClip, ITPNPixel
+from zoo.models.resnet import JigsawClusteringHeads, JigsawClusteringModel
+from zoo.pretrain.jigsaw_clustering import cluster_loss, quarter_boxes, shuffle
 from zoo.pretrain.pirl import Pirl
 from zoo.weights import Checkpoint
 
@@ -36,10 +45,12 @@ def read_case(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def compute(path: str) -> dict[str, Tensor]:
     """All outputs and gradient norms of the golden case in the file `path`, computed by the zoo."""
     case, tensors = read_case(path)
-    family = case["name"].split("_")[0]
-    if "head" in case["config"]:
+    config = case["config"]
+    if "head" in config:
         family = "croco_dense"
-    return _FAMILIES[family](case["config"], tensors)
+    else:  # the longest name that fits: fast_itpn, convmae, croco
+        family = max((name for name in _FAMILIES if case["name"].startswith(name)), key=len)
+    return _FAMILIES[family](config, tensors)
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -140,6 +151,222 @@ def _croco_dense(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str
     return {"output.dense": dense.detach()} | _gradnorms(model, dense.square().mean())
 
 
+def _grid(size: int | list[int], patch: int = 16) -> tuple[int, int]:
+    """Rows and columns of patches of an image of `size` pixels: one number, or height and width."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height // patch, width // patch
+
+
+def _tell_grid(weights: dict[str, Tensor], key: str, grid: tuple[int, int]) -> dict[str, Tensor]:
+    """Positions (1, N, D) as 1, rows, columns, D: real checkpoints have square grids, some cases don't, and only
+    their settings tell."""
+    return weights | {key: weights[key].unflatten(1, grid)}
+
+
+def _hivit_weights(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The case's weights, with the grid told in positions and bias tables."""
+    weights, (rows, columns) = _part(tensors, "weights."), _grid(config["img_size"])
+    for key in weights:
+        if key.endswith("relative_position_bias_table"):
+            weights[key] = weights[key].unflatten(0, (2 * rows - 1, 2 * columns - 1))
+    return _tell_grid(weights, "absolute_pos_embed", (rows, columns))
+
+
+def _trunk_args(config: dict[str, Any]) -> dict[str, Any]:
+    """Our arguments for the backbone of HiViT and iTPN."""
+    if "depths" in config:
+        stem1, stem2, main = config["depths"]
+        depths = (2 * stem1, 2 * stem2, main)
+        stem_mlp_ratio = config["stem_mlp_ratio"]
+    else:
+        depths = (
+            config.get("mlp_depth1", config.get("mlp_depth")),
+            config.get("mlp_depth2", config.get("mlp_depth")),
+            config["depth"],
+        )
+        stem_mlp_ratio = config["bridge_mlp_ratio"]
+    return dict(
+        img_size=config["img_size"],
+        embed_dim=config["embed_dim"],
+        depths=depths,
+        num_heads=config["num_heads"],
+        stem_mlp_ratio=stem_mlp_ratio,
+        mlp_ratio=config["mlp_ratio"],
+        rel_pos=config["rpe"],
+        init_values=config.get("init_values"),
+    )
+
+
+def _fpn_args(config: dict[str, Any]) -> dict[str, Any]:
+    return dict(fpn_dim=config["fpn_dim"], fpn_depth=config["fpn_depth"])
+
+
+def _decoder_args(config: dict[str, Any]) -> dict[str, Any]:
+    return dict(
+        decoder_dim=config["decoder_embed_dim"],
+        decoder_depth=config["decoder_depth"],
+        decoder_num_heads=config["decoder_num_heads"],
+    )
+
+
+def _detached(out: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach() for key, value in out.items()}
+
+
+def _hivit(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    run = _hivit_masked if "decoder_embed_dim" in config else _hivit_classifier
+    return run(config, tensors)
+
+
+def _itpn(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    forms = dict(num_classes=_hivit_classifier, teacher_dim=_itpn_clip, decoder_embed_dim=_itpn_masked)
+    run = next((form for argument, form in forms.items() if argument in config), _itpn_pyramid)
+    return run(config, tensors)
+
+
+def _hivit_classifier(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    cls = HiViT if "depths" in config else ITPN
+    model = cls(num_classes=config["num_classes"], **_trunk_args(config)).eval()
+    weights = _hivit_weights(config, tensors)
+    _load(model, weights)
+    image = tensors["input.image"]
+    high, mid, tokens = model.encode(image)
+    logits = model(image)
+    out = {"output.tokens": model.forward_features(image), "output.logits": logits}
+    assert torch.equal(out["output.tokens"], tokens)
+    if "output.high" in tensors:
+        out |= {"output.high": high, "output.mid": mid}
+    if "input.larger" in tensors:
+        plain = cls(num_classes=config["num_classes"], dynamic_img_size=True, **_trunk_args(config)).eval()
+        _load(plain, weights)
+        for block in plain.blocks:
+            block.rel_pos = None
+        out["output.larger_tokens"] = plain.forward_features(tensors["input.larger"])
+    return _detached(out) | _gradnorms(model, logits.square().mean())
+
+
+def _hivit_masked(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    model = HiViTMAE(**_trunk_args(config), **_decoder_args(config)).eval()
+    _load(model, _hivit_weights(config, tensors))
+    return _masked(model, tensors["input.image"], tensors["input.mask"].bool(), {})
+
+
+def _itpn_masked(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    model = ITPNPixel(**_trunk_args(config), **_fpn_args(config), **_decoder_args(config)).eval()
+    weights = _hivit_weights(config, tensors)
+    _load(model, weights)
+    encoder = ITPN(**_trunk_args(config), **_fpn_args(config)).eval()  # alone, from the same checkpoint
+    _load(encoder, weights)
+    image, mask = tensors["input.image"], tensors["input.mask"].bool()
+    levels = encoder.forward_pyramid(image)
+    return _masked(model, image, mask, {f"pyramid.stride{4 * 2**i}": level for i, level in enumerate(levels)})
+
+
+def _itpn_clip(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    model = ITPNClip(teacher_dim=config["teacher_dim"], **_trunk_args(config), **_fpn_args(config)).eval()
+    _load(model, _hivit_weights(config, tensors))
+    image, mask, target = (tensors[f"input.{key}"] for key in ("image", "mask", "target"))
+    main, aux = model(image, mask)
+    loss = model.token_loss(image, mask, target)
+    out = {"output.main": main, "output.aux": aux, "output.loss": loss.reshape(1)}
+    return _detached(out) | _gradnorms(model, loss)
+
+
+def _itpn_pyramid(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    model = ITPN(features="dense", **_trunk_args(config), **_fpn_args(config)).eval()
+    _load(model, _hivit_weights(config, tensors))
+    maps = model.forward_intermediates(tensors["input.image"], list(range(config["num_outs"])), intermediates_only=True)
+    out = {f"output.level{i}": level for i, level in enumerate(maps)}
+    return _detached(out) | _gradnorms(model, sum(level.square().mean() for level in maps))
+
+
+def _convmae(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    weights = _part(tensors, "weights.")
+    size = config["img_size"][0]
+    args = dict(
+        img_size=size,
+        embed_dim=config["embed_dim"],
+        depths=config["depth"],
+        num_heads=config["num_heads"],
+        mlp_ratio=config["mlp_ratio"],
+        qkv_bias=config.get("qkv_bias", True),
+    )
+    image = tensors["input.image"]
+    if "num_classes" in config:
+        model = ConvMAE(num_classes=config["num_classes"], **args).eval()
+        _load(model, _tell_grid(weights, "pos_embed", _grid(size)))
+        tokens, (stage1, stage2) = model.forward_intermediates(image, [0, 1])
+        logits = model(image)
+        out = {"stage1": stage1, "stage2": stage2, "stage3": tokens, "logits": logits}
+        return _detached({f"output.{k}": v for k, v in out.items()}) | _gradnorms(model, logits.square().mean())
+
+    model = ConvMAEPretraining(
+        decoder_dim=config["decoder_embed_dim"],
+        decoder_depth=config["decoder_depth"],
+        decoder_num_heads=config["decoder_num_heads"],
+        decoder_mlp_ratio=config["mlp_ratio"][0],
+        **args,
+    ).eval()
+    _load(model, weights)
+    out = {"latent": model.encode(image, tensors["input.ids_keep"])}
+    return _masked(model, image, tensors["input.mask"].bool(), out)
+
+
+def _fast_itpn(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    stem_ratio, ratio = config["bridge_mlp_ratio"], config["mlp_ratio"]
+    model = FastITPN(
+        img_size=config["img_size"],
+        num_classes=config["num_classes"],
+        embed_dim=config["embed_dim"],
+        depths=(config["depth_stage1"], config["depth_stage2"], config["depth"]),
+        num_heads=config["num_heads"],
+        mlp_ratio=(stem_ratio, stem_ratio, ratio),
+        qkv_bias=config["qkv_bias"],
+        init_values=config["init_values"],
+    ).eval()
+    _load(model, _tell_grid(_part(tensors, "weights."), "pos_embed", _grid(config["img_size"])))
+    features = model.forward_features(tensors["input.image"])
+    logits = model.forward_head(features)
+    out = {"output.pooled": model.forward_head(features, pre_logits=True), "output.logits": logits}
+    return _detached(out) | _gradnorms(model, logits.square().mean())
+
+
+def _masked(model: MaskedAutoencoder, image: Tensor, mask: Tensor, out: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Further outputs `out`, and what all masked autoencoders compute: prediction, both losses, gradients."""
+    hidden = int(mask[0].sum())
+    out["prediction"] = model(image, mask, hidden)
+    for name, norm_target in (("loss_pixels", False), ("loss_normalised", True)):
+        model.norm_target = norm_target
+        loss = model.completion_loss(image, mask, hidden)
+        out[name] = loss.reshape(1)
+    return _detached({f"output.{k}": v for k, v in out.items()}) | _gradnorms(model, loss)
+
+
+def _jigclu(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    crops = torch.stack([tensors[f"input.crop{i}"] for i in range(4)], dim=1)  # n, 4, C, s, s
+    shuffled = shuffle(crops, tensors["input.permutation"])
+    weights = {f"module.encoder.{key}": value for key, value in _part(tensors, "weights.").items()}
+    dim = weights["module.encoder.fc_loc.weight"].shape[1]
+    heads = JigsawClusteringHeads(dim, config["dim"])
+    (rules,) = JigsawClusteringModel.layouts.values()
+    heads.load_state_dict(_part(rules.to_zoo(weights, name="golden"), "heads."), strict=True)
+
+    embedding, logits = heads(tensors["input.features"].flatten(2).transpose(1, 2))
+    cluster = cluster_loss(
+        embedding.flatten(0, 1), shuffled.image.flatten(), config["temperature"], config["base_temperature"]
+    )
+    location = F.cross_entropy(logits.flatten(0, 1), shuffled.location.flatten())
+    (cluster + location).backward()
+    return {
+        "output.montage": shuffled.montages,
+        "output.embedding": embedding.detach().transpose(0, 1).flatten(0, 1),  # cell by cell
+        "output.location_logits": logits.detach().transpose(0, 1).flatten(0, 1),
+        "output.loss_cluster": cluster.detach().reshape(1),
+        "output.loss_location": location.detach().reshape(1),
+        "output.crop_boxes": quarter_boxes(tensors["input.image_sizes"], config["overlap"]),
+    } | {f"gradnorm.{name}": parameter.grad.norm().reshape(1) for name, parameter in heads.named_parameters()}
+
+
 def _pirl(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     bank, given = tensors["input.memory_before"], _part(tensors, "input.")
     embeddings = [given[f"{what}_embedding"].requires_grad_() for what in ("image", "patch")]
@@ -167,7 +394,12 @@ def _pirl(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tenso
 
 
 _FAMILIES: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], dict[str, Tensor]]] = {
+    "convmae": _convmae,
     "croco": _croco,
     "croco_dense": _croco_dense,
+    "fast_itpn": _fast_itpn,
+    "hivit": _hivit,
+    "itpn": _itpn,
+    "jigclu": _jigclu,
     "pirl": _pirl,
 }

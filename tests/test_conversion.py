@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor
 
-import zoo  # noqa: F401  (registers the models)
+import zoo
 from zoo.errors import CheckpointMismatchError
 from zoo.layers.sincos import sincos_table
 from zoo.models import ZooModel
@@ -28,6 +28,12 @@ FILES = {
 }
 
 
+def relative_offsets(side: int) -> Tensor:
+    """For each two patches of a square grid (dy + s - 1) * (2s - 1) + dx + s - 1, with dy, dx = query minus key."""
+    y, x = torch.arange(side * side).div(side, rounding_mode="floor"), torch.arange(side * side) % side
+    return (y[:, None] - y + side - 1) * (2 * side - 1) + x[:, None] - x + side - 1
+
+
 def reference_checkpoint(name: str) -> Checkpoint:
     """The names and shapes of a public checkpoint at full size; each tensor is one number, repeated by strides."""
     shapes = json.loads((KEYS / f"{name}.json").read_text())
@@ -35,6 +41,8 @@ def reference_checkpoint(name: str) -> Checkpoint:
     tensors: dict[str, Tensor] = {}
     for i, (key, shape) in enumerate(sorted(shapes.items())):
         tensors[key] = torch.tensor(float(i)).expand(shape)
+        if key == "relative_position_index":  # the only one that isn't learned
+            tensors[key] = relative_offsets(round(shape[0] ** 0.5))
     for key in shapes:  # the reference keeps these tensors under two names
         for alias, original in aliases.items():
             if alias in key:
@@ -68,6 +76,150 @@ def test_every_key_both_ways(name: str) -> None:
     assert all(torch.equal(value, state["encoder." + key]) for key, value in alone.items())
     from_ours = encoder.convert(Checkpoint(tensors=state, extra={}, path=Path("ours.safetensors")))
     assert from_ours.keys() == alone.keys(), "the encoder also reads our own pair files"
+
+
+# each public pretraining file: the form that takes all of it, and the backbones in it
+PRETRAINED = {
+    "convmae_base_pretrain": ("convmae_base_patch16_224_mae", ["convmae_base_patch16_224.in1k_1600e"]),
+    "hivit_base_mae_pretrain": (
+        "hivit_base_patch16_224_mae.mae_in1k_1600e",
+        ["hivit_base_patch16_224.mae_in1k_1600e"],
+    ),
+    "itpn_base_pixel_pretrain": ("itpn_base_patch16_224_pixel", ["itpn_base_patch16_224.pixel_in1k"]),
+    "itpn_large_pixel_pretrain": ("itpn_large_patch16_224_pixel", ["itpn_large_patch16_224.pixel_in1k"]),
+    "itpn_base_clip_pretrain": ("itpn_base_patch16_224_clip", ["itpn_base_patch16_224.clip_in1k"]),
+    "itpn_large_clip_pretrain": ("itpn_large_patch16_224_clip", ["itpn_large_patch16_224.clip_in1k"]),
+}
+
+
+def assert_equal(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
+    assert got.keys() == want.keys()
+    assert all(torch.equal(got[key], want[key]) for key in got)
+
+
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_pretraining_form_both_ways_and_its_backbone(name: str) -> None:
+    checkpoint = reference_checkpoint(name)
+    form_name, backbones = PRETRAINED[name]
+    form: ZooModel = timm.create_model(form_name, device="meta")
+    state = form.convert(checkpoint)
+    assert shapes(state) == shapes(form.state_dict())
+    form.load_state_dict(state, assign=True)
+    assert_equal(form.reference_state(), checkpoint.tensors)
+
+    clip = "_clip" in name
+    for backbone_name in backbones:
+        for classes in (0, 3):  # a classifier has no pyramid
+            backbone: ZooModel = timm.create_model(backbone_name, device="meta", num_classes=classes)
+            has_pyramid = getattr(backbone, "pyramid", None) is not None
+            assert has_pyramid == ("itpn" in name and classes == 0)
+            wanted = {key: value for key, value in backbone.state_dict().items() if not key.startswith("head.")}
+            for source in (checkpoint, Checkpoint(tensors=state, extra={}, path=Path("ours.safetensors"))):
+                alone = backbone.convert(source)
+                assert shapes(alone) == shapes(wanted)
+                assert all(
+                    torch.equal(value, torch.full(value.shape, float(key == "fc_norm.weight")))
+                    if key.startswith("fc_norm.")
+                    else torch.equal(value, state["encoder." + key].view(value.shape))
+                    for key, value in alone.items()
+                )
+                assert any(key.endswith("ls2.gamma") for key in alone) == clip, "layer scale is never left out"
+                left = {key[8:] for key in state if key.startswith("encoder.")} - alone.keys()
+                assert all(key.startswith("pyramid.") for key in left) and bool(left) == (
+                    "itpn" in name and classes > 0
+                )
+
+
+FINETUNED = {
+    "convmae_base_finetuned": ("convmae_base_patch16_224.in1k_1600e_ft_in1k", {}),
+    **{
+        f"fast_itpn_{size}_finetuned": (f"fast_itpn_{size}_patch16_224", {})
+        for size in ("tiny", "small", "base", "large")
+    },
+    "hivit_tiny": ("hivit_tiny_patch16_224", {}),
+    "hivit_small": ("hivit_small_patch16_224", {}),
+    "hivit_base_finetuned": ("hivit_base_patch16_224.mae_in1k_1600e_ft_in1k", {}),
+    "itpn_base_finetuned": ("itpn_base_patch16_224", dict(rel_pos=True)),
+    "itpn_large_finetuned": ("itpn_large_patch16_224", dict(rel_pos=True)),
+}
+
+
+@pytest.mark.parametrize("name", FINETUNED)
+def test_finetuned_classifier_both_ways(name: str) -> None:
+    checkpoint = reference_checkpoint(name)
+    architecture, args = FINETUNED[name]
+    model: ZooModel = timm.create_model(architecture, device="meta", num_classes=1000, **args)
+    state = model.convert(checkpoint)
+    assert shapes(state) == shapes(model.state_dict())
+    model.load_state_dict(state, assign=True)
+    assert_equal(model.reference_state(), checkpoint.tensors)
+    own = {key: value for key, value in state.items() if not key.startswith("head.")}
+    alone: ZooModel = (
+        timm.create_model(architecture, device="meta", num_classes=0, features="stages", **args)
+        if name.startswith("itpn")
+        else timm.create_model(architecture, device="meta", num_classes=0, **args)
+    )
+    assert_equal(alone.convert(Checkpoint(tensors=own, extra={}, path=Path("x"))), own)
+
+
+def test_fast_itpn_backbone_of_other_checkpoints(caplog) -> None:
+    """A pretraining checkpoint has a pyramid and heads; a classifier is left out where none is wanted."""
+    finetuned = reference_checkpoint("fast_itpn_tiny_finetuned").tensors
+    trunk = {key: value for key, value in finetuned.items() if not key.startswith(("fc_norm", "head"))}
+    clip = reference_checkpoint("itpn_base_clip_pretrain").tensors
+    ours = ("blocks.", "patch_embed.", "absolute_pos_embed", "relative_position_index")
+    heads = {key: value for key, value in clip.items() if not key.startswith(ours)}
+    model: ZooModel = timm.create_model("fast_itpn_tiny_patch16_224", device="meta", num_classes=0)
+    whole = model.convert(Checkpoint(tensors=finetuned, extra={}, path=Path("finetuned.pth")))
+    with caplog.at_level("INFO", logger="zoo"):
+        backbone = model.convert(Checkpoint(tensors=trunk | heads, extra={}, path=Path("pretraining.pth")))
+    assert shapes(backbone) == shapes(whole) == shapes(model.state_dict())
+    assert all(torch.equal(value, whole[key]) for key, value in backbone.items() if not key.startswith("fc_norm"))
+    assert any(key.endswith("gamma_1") for key in backbone) and "the pyramid" in caplog.text
+    assert (backbone["fc_norm.weight"] == 1).all() and (backbone["fc_norm.bias"] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["hivit_base_mae_pretrain", "itpn_base_pixel_pretrain", "itpn_base_clip_pretrain"])
+def test_relative_bias_starts_at_zero_where_pretraining_had_none(name: str) -> None:
+    checkpoint = reference_checkpoint(name)
+    _, (backbone_name,) = PRETRAINED[name]
+    published: ZooModel = timm.create_model(backbone_name, device="meta")
+    model: ZooModel = timm.create_model(backbone_name, device="meta", rel_pos=True)
+    ours = Checkpoint(tensors=published.convert(checkpoint), extra={}, path=Path("ours.safetensors"))
+    for source in (checkpoint, ours):
+        state = model.convert(source)
+        assert shapes(state) == shapes(model.state_dict())
+        tables = [value for key, value in state.items() if key.endswith("rel_pos.table")]
+        assert tables and all((table == 0).all() for table in tables) == ("_clip" not in name)
+    # a table that is missing where others are there is no such start
+    if "_clip" in name:
+        lacking = {key: value for key, value in ours.tensors.items() if key != "blocks.9.rel_pos.table"}
+        assert "blocks.9.rel_pos.table" not in model.convert(Checkpoint(tensors=lacking, extra={}, path=Path("x")))
+
+
+def test_checkpoints_of_other_variants_are_recognized(monkeypatch: pytest.MonkeyPatch) -> None:
+    def complaint(name: str, served: str) -> str:
+        monkeypatch.setattr(zoo.weights, "read_checkpoint", lambda path: reference_checkpoint(served))
+        with pytest.raises(CheckpointMismatchError) as error:
+            timm.create_model(name, pretrained=True, pretrained_cfg_overlay=dict(file="served.pth"))
+        return str(error.value)
+
+    text = complaint("itpn_base_patch16_224.pixel_in1k", "itpn_large_pixel_pretrain")
+    assert "but one of itpn_large_patch16_224.pixel_in1k" in text
+    text = complaint("itpn_base_patch16_224_clip", "itpn_large_clip_pretrain")
+    assert "but one of itpn_large_patch16_224_clip.clip_in1k" in text
+    text = complaint("itpn_base_patch16_224.pixel_in1k", "itpn_base_clip_pretrain")
+    assert "but one of itpn_base_patch16_224.clip_in1k" in text
+    text = complaint("hivit_base_patch16_224", "itpn_base_pixel_pretrain")
+    assert "but one of itpn_base_patch16_224.pixel_in1k" in text
+    text = complaint("fast_itpn_base_patch16_224", "fast_itpn_small_finetuned")
+    assert "but one of fast_itpn_small_patch16_224.clipl_in1k_ft_in1k" in text
+    text = complaint("fast_itpn_base_patch16_224", "convmae_base_finetuned")
+    assert "but one of convmae_base_patch16_224.in1k_1600e_ft_in1k" in text
+    text = complaint("convmae_base_patch16_224_mae", "hivit_base_mae_pretrain")
+    assert "but one of hivit_base_patch16_224" in text
+    text = complaint("itpn_base_patch16_224_pixel", "hivit_base_mae_pretrain")
+    assert "but one of hivit_base_patch16_224" in text
 
 
 def load(architecture: str, checkpoint: Checkpoint, tmp_path: Path, **args) -> ZooModel:

@@ -38,14 +38,11 @@ def test_same_as_timms(name: str) -> None:
     like = timm.create_model("resnet50", num_classes=0, device="meta")
     double = 2 if name.endswith("_w2") else 1
     expected = {
-        key: tuple(n * double if n >= 64 else n for n in value.shape)
-        for key, value in like.state_dict().items()
+        key: tuple(n * double if n >= 64 else n for n in value.shape) for key, value in like.state_dict().items()
     }
     assert list(model.state_dict()) == list(expected)
     assert {key: tuple(value.shape) for key, value in model.state_dict().items()} == expected
-    assert [info["num_chs"] for info in model.feature_info] == [
-        double * info["num_chs"] for info in like.feature_info
-    ]
+    assert [info["num_chs"] for info in model.feature_info] == [double * info["num_chs"] for info in like.feature_info]
 
 
 def test_protocol() -> None:

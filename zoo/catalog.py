@@ -339,6 +339,479 @@ _CROCO = (
     ),
 )
 
+# -------------------------------------------------------------------------------------------- ConvMAE
+
+CONVMAE_PAPER = Paper(
+    title="MCMAE: Masked Convolution Meets Masked Autoencoders",
+    authors="Gao, Peng and Ma, Teli and Li, Hongsheng and Lin, Ziyi and Dai, Jifeng and Qiao, Yu",
+    venue="NeurIPS",
+    year=2022,
+    arxiv="2205.03892",
+    bibtex_key="convmae",
+)
+
+_CONVMAE_SOURCE = Source("gdrive", "1AEPivXw0A0b_m5EwEi6fg2pOAoDr8C31")
+_CONVMAE_BASE = dict(embed_dim=(256, 384, 768), depths=(2, 2, 11), num_heads=12)
+_CONVMAE_NANO = dict(embed_dim=(48, 96, 192), depths=(1, 1, 4), num_heads=3)
+_CONVMAE_TRAINING = "Pretrained on ImageNet-1K for 1600 epochs as a masked autoencoder, without labels."
+
+
+def _imagenet_top1(value: float, conditions: str, source: str) -> Metric:
+    return Metric("classification", "ImageNet-1K", "top-1 (%)", value, conditions, source)
+
+
+_CONVMAE = (
+    Variant(
+        architecture="convmae_base_patch16_224",
+        tag="in1k_1600e",
+        family="convmae",
+        form="encoder",
+        description="ConvMAE base encoder: two convolutional stages under a transformer",
+        args=_CONVMAE_BASE,
+        parameters=84_605_824,
+        license="MIT",
+        paper=CONVMAE_PAPER,
+        sources=(_CONVMAE_SOURCE,),
+        recipe="convmae_base",
+        training=_CONVMAE_TRAINING,
+        metrics=(_imagenet_top1(70.9, "linear probe", "the paper"),),
+    ),
+    Variant(
+        architecture="convmae_base_patch16_224",
+        tag="in1k_1600e_ft_in1k",
+        family="convmae",
+        form="encoder",
+        description="ConvMAE base, fine-tuned to classify ImageNet-1K",
+        args=_CONVMAE_BASE,
+        parameters=85_374_824,
+        license="MIT",
+        paper=CONVMAE_PAPER,
+        num_classes=1000,
+        sources=(Source("gdrive", "19F6vQUlITpzNLvXLKi5NRxRLOmKRxqFi"),),
+        training=f"{_CONVMAE_TRAINING} Then fine-tuned on its labels for 100 epochs.",
+        metrics=(_imagenet_top1(85.0, "fine-tuned for 100 epochs", "the paper"),),
+    ),
+    Variant(
+        architecture="convmae_base_patch16_224_mae",
+        tag="in1k_1600e",
+        family="convmae",
+        form="pretraining",
+        description="ConvMAE base with its multi-scale decoder, as it is pretrained",
+        args={**_CONVMAE_BASE, "decoder_dim": 512, "decoder_depth": 8, "decoder_num_heads": 16},
+        parameters=114_790_528,
+        license="MIT",
+        paper=CONVMAE_PAPER,
+        sources=(_CONVMAE_SOURCE,),
+        recipe="convmae_base",
+        training=_CONVMAE_TRAINING,
+    ),
+    Variant(
+        architecture="convmae_nano_patch16_64",
+        tag="",
+        family="convmae",
+        form="encoder",
+        description="Encoder of a small ConvMAE that a CPU can train",
+        args=_CONVMAE_NANO,
+        parameters=2_035_968,
+        license="Apache-2.0",
+        paper=CONVMAE_PAPER,
+        input_size=(3, 64, 64),
+        recipe="convmae_nano",
+    ),
+    Variant(
+        architecture="convmae_nano_patch16_64_mae",
+        tag="",
+        family="convmae",
+        form="pretraining",
+        description="ConvMAE in small, as it is pretrained: a CPU can train it",
+        args={**_CONVMAE_NANO, "decoder_dim": 128, "decoder_depth": 2, "decoder_num_heads": 4},
+        parameters=2_775_168,
+        license="Apache-2.0",
+        paper=CONVMAE_PAPER,
+        input_size=(3, 64, 64),
+        recipe="convmae_nano",
+    ),
+)
+
+# --------------------------------------------------------------------------------------- HiViT and iTPN
+
+HIVIT_PAPER = Paper(
+    title="HiViT: A Simpler and More Efficient Design of Hierarchical Vision Transformer",
+    authors="Zhang, Xiaosong and Tian, Yunjie and Xie, Lingxi and Huang, Wei and Dai, Qi and Ye, Qixiang and Tian, Qi",
+    venue="ICLR",
+    year=2023,
+    arxiv="2205.14949",
+    bibtex_key="hivit",
+)
+ITPN_PAPER = Paper(
+    title="Integrally Pre-Trained Transformer Pyramid Networks",
+    authors="Tian, Yunjie and Xie, Lingxi and Wang, Zhaozhi and Wei, Longhui and Zhang, Xiaopeng and Jiao, Jianbin "
+    "and Wang, Yaowei and Tian, Qi and Ye, Qixiang",
+    venue="CVPR",
+    year=2023,
+    arxiv="2211.12735",
+    bibtex_key="itpn",
+)
+
+_HALF = (0.5, 0.5, 0.5)
+
+_HIVIT_TINY = dict(embed_dim=384, depths=(2, 2, 10), num_heads=6)
+_HIVIT_SMALL = dict(embed_dim=384, depths=(4, 4, 20), num_heads=6)
+_HIVIT_BASE = dict(embed_dim=512, depths=(4, 4, 20), num_heads=8)
+_HIVIT_NANO = dict(embed_dim=192, depths=(2, 2, 4), num_heads=3)
+_HIVIT_DECODER = dict(decoder_dim=512, decoder_depth=6, decoder_num_heads=16)
+_HIVIT_MAE = Source("gdrive", "1VZQz4buhlepZ5akTcEvrA3a_nxsQZ8eQ")
+_HIVIT_FINETUNED = Source("gdrive", "1TVfocCnoJj-SB7to6UQFvrB2205u2Q59")
+_HIVIT_TRAINING = "Masked autoencoding of ImageNet-1K for 1600 epochs."
+
+_ITPN_BASE = dict(embed_dim=512, depths=(3, 3, 24), num_heads=8)
+_ITPN_LARGE = dict(embed_dim=768, depths=(2, 2, 40), num_heads=12)
+_ITPN_NANO = dict(embed_dim=192, depths=(2, 2, 4), num_heads=3, fpn_dim=96, fpn_depth=1)
+_ITPN_PIXEL = dict(fpn_depth=2, rel_pos=False)
+_ITPN_CLIP = dict(fpn_depth=1, rel_pos=True, init_values=0.1)
+_ITPN_DECODER = dict(decoder_dim=512, decoder_depth=8, decoder_num_heads=16)
+_NANO_MASKED_DECODER = dict(decoder_dim=128, decoder_depth=2, decoder_num_heads=4)
+_ITPN_BASE_PIXEL = Source("gdrive", "1HxW37BOEhIE9UNgHq0zblK0fTy2-IyzM")
+_ITPN_BASE_CLIP = Source("gdrive", "1H51Zusrvlj8RjcWA7yuUyeqaVhmndSeN")
+_ITPN_LARGE_PIXEL = Source("gdrive", "1TYCaepVflm0xMrQefG5Sj4ityXYbJLFt")
+_ITPN_LARGE_CLIP = Source("gdrive", "1gyyjcdMvAQsz2xC7ei-rEd7G4po2spy4")
+_ITPN_PIXEL_TRAINING = "Masked autoencoding of ImageNet-1K, backbone and pyramid together."
+_ITPN_CLIP_TRAINING = "Predicts CLIP's tokens of ImageNet-1K images, a part of whose patches is hidden from it."
+
+
+_HIVIT = (
+    Variant(
+        architecture="hivit_nano_patch16_64_mae",
+        tag="",
+        family="hivit",
+        form="pretraining",
+        description="HiViT in small as a masked autoencoder, to be trained on a CPU: no weights",
+        args={**_HIVIT_NANO, **_NANO_MASKED_DECODER},
+        parameters=2_689_104,
+        license="Apache-2.0",
+        paper=HIVIT_PAPER,
+        input_size=(3, 64, 64),
+        recipe="hivit_nano",
+    ),
+    Variant(
+        architecture="hivit_nano_patch16_64",
+        tag="",
+        family="hivit",
+        form="encoder",
+        description="HiViT in small, as its masked autoencoder trains it: no weights",
+        args={**_HIVIT_NANO, "rel_pos": False},
+        parameters=2_018_640,
+        license="Apache-2.0",
+        paper=HIVIT_PAPER,
+        input_size=(3, 64, 64),
+        recipe="hivit_nano",
+    ),
+    Variant(
+        architecture="hivit_tiny_patch16_224",
+        tag="",
+        family="hivit",
+        form="encoder",
+        description="HiViT-Tiny backbone or classifier: to be trained, no weights",
+        args=_HIVIT_TINY,
+        parameters=18_796_668,
+        license="Apache-2.0",
+        paper=HIVIT_PAPER,
+    ),
+    Variant(
+        architecture="hivit_small_patch16_224",
+        tag="",
+        family="hivit",
+        form="encoder",
+        description="HiViT-Small backbone or classifier: to be trained, no weights",
+        args=_HIVIT_SMALL,
+        parameters=37_141_464,
+        license="Apache-2.0",
+        paper=HIVIT_PAPER,
+    ),
+    Variant(
+        architecture="hivit_base_patch16_224",
+        tag="mae_in1k_1600e",
+        family="hivit",
+        form="encoder",
+        description="HiViT-Base backbone, pretrained as a masked autoencoder",
+        args={**_HIVIT_BASE, "rel_pos": False},
+        parameters=65_789_312,
+        license="MIT",
+        paper=HIVIT_PAPER,
+        sources=(_HIVIT_MAE,),
+        training=_HIVIT_TRAINING,
+    ),
+    Variant(
+        architecture="hivit_base_patch16_224",
+        tag="mae_in1k_1600e_ft_in1k",
+        family="hivit",
+        form="encoder",
+        description="HiViT-Base classifier, fine-tuned from the masked autoencoder",
+        args=_HIVIT_BASE,
+        parameters=66_418_952,
+        license="MIT",
+        paper=HIVIT_PAPER,
+        num_classes=1000,
+        sources=(_HIVIT_FINETUNED,),
+        training=f"{_HIVIT_TRAINING} Then fine-tuned for its classes.",
+        metrics=(_imagenet_top1(84.6, "after fine-tuning on ImageNet-1K", "the authors' published results"),),
+    ),
+    Variant(
+        architecture="hivit_base_patch16_224_mae",
+        tag="mae_in1k_1600e",
+        family="hivit",
+        form="pretraining",
+        description="HiViT-Base as a masked autoencoder",
+        args={**_HIVIT_BASE, **_HIVIT_DECODER},
+        parameters=86_940_800,
+        license="MIT",
+        paper=HIVIT_PAPER,
+        sources=(_HIVIT_MAE,),
+        training=_HIVIT_TRAINING,
+    ),
+)
+
+
+_ITPN = (
+    Variant(
+        architecture="itpn_nano_patch16_64_pixel",
+        tag="",
+        family="itpn",
+        form="pretraining",
+        description="iTPN in small as a masked autoencoder, to be trained on a CPU: no weights",
+        args={**_ITPN_NANO, **_NANO_MASKED_DECODER},
+        parameters=3_046_648,
+        license="Apache-2.0",
+        paper=ITPN_PAPER,
+        input_size=(3, 64, 64),
+        recipe="itpn_nano_pixel",
+    ),
+    Variant(
+        architecture="itpn_nano_patch16_64_ema",
+        tag="",
+        family="itpn",
+        form="pretraining",
+        description="iTPN in small against its own moving average, to be trained on a CPU: no weights",
+        args={**_ITPN_NANO, **_NANO_MASKED_DECODER},
+        parameters=3_306_712,
+        license="Apache-2.0",
+        paper=ITPN_PAPER,
+        input_size=(3, 64, 64),
+        recipe="itpn_nano_ema",
+    ),
+    Variant(
+        architecture="itpn_nano_patch16_64",
+        tag="",
+        family="itpn",
+        form="encoder",
+        description="iTPN in small with its pyramid, as its pixel and moving-average forms train it: no weights",
+        args={**_ITPN_NANO, "rel_pos": False},
+        parameters=2_534_160,
+        license="Apache-2.0",
+        paper=ITPN_PAPER,
+        input_size=(3, 64, 64),
+        recipe="itpn_nano_pixel",
+    ),
+    Variant(
+        architecture="itpn_base_patch16_224",
+        tag="pixel_in1k",
+        family="itpn",
+        form="encoder",
+        description="iTPN-Base backbone with its pyramid, pretrained as a masked autoencoder",
+        args={**_ITPN_BASE, **_ITPN_PIXEL},
+        parameters=82_605_184,
+        license="MIT",
+        paper=ITPN_PAPER,
+        sources=(_ITPN_BASE_PIXEL,),
+        training=_ITPN_PIXEL_TRAINING,
+    ),
+    Variant(
+        architecture="itpn_base_patch16_224",
+        tag="clip_in1k",
+        family="itpn",
+        form="encoder",
+        description="iTPN-Base backbone with its pyramid, pretrained to predict CLIP's tokens",
+        args={**_ITPN_BASE, **_ITPN_CLIP},
+        parameters=81_718_720,
+        license="MIT",
+        paper=ITPN_PAPER,
+        mean=_HALF,
+        std=_HALF,
+        sources=(_ITPN_BASE_CLIP,),
+        training=_ITPN_CLIP_TRAINING,
+        metrics=(_imagenet_top1(86.2, "after fine-tuning on ImageNet-1K", "the authors' published results"),),
+    ),
+    Variant(
+        architecture="itpn_base_patch16_224_pixel",
+        tag="pixel_in1k",
+        family="itpn",
+        form="pretraining",
+        description="iTPN-Base as a masked autoencoder",
+        args={**_ITPN_BASE, **_ITPN_PIXEL, **_ITPN_DECODER},
+        parameters=108_392_992,
+        license="MIT",
+        paper=ITPN_PAPER,
+        sources=(_ITPN_BASE_PIXEL,),
+        training=_ITPN_PIXEL_TRAINING,
+    ),
+    Variant(
+        architecture="itpn_base_patch16_224_clip",
+        tag="clip_in1k",
+        family="itpn",
+        form="pretraining",
+        description="iTPN-Base that predicts CLIP's tokens",
+        args={**_ITPN_BASE, **_ITPN_CLIP},
+        parameters=88_738_288,
+        license="MIT",
+        paper=ITPN_PAPER,
+        mean=_HALF,
+        std=_HALF,
+        sources=(_ITPN_BASE_CLIP,),
+        training=_ITPN_CLIP_TRAINING,
+    ),
+    Variant(
+        architecture="itpn_large_patch16_224",
+        tag="pixel_in1k",
+        family="itpn",
+        form="encoder",
+        description="iTPN-Large backbone with its pyramid, pretrained as a masked autoencoder",
+        args={**_ITPN_LARGE, **_ITPN_PIXEL},
+        parameters=292_452_160,
+        license="MIT",
+        paper=ITPN_PAPER,
+        sources=(_ITPN_LARGE_PIXEL,),
+        training=_ITPN_PIXEL_TRAINING,
+    ),
+    Variant(
+        architecture="itpn_large_patch16_224",
+        tag="clip_in1k",
+        family="itpn",
+        form="encoder",
+        description="iTPN-Large backbone with its pyramid, pretrained to predict CLIP's tokens",
+        args={**_ITPN_LARGE, **_ITPN_CLIP},
+        parameters=291_812_512,
+        license="MIT",
+        paper=ITPN_PAPER,
+        mean=_HALF,
+        std=_HALF,
+        sources=(_ITPN_LARGE_CLIP,),
+        training=_ITPN_CLIP_TRAINING,
+        metrics=(_imagenet_top1(87.8, "after fine-tuning on ImageNet-1K", "the authors' published results"),),
+    ),
+    Variant(
+        architecture="itpn_large_patch16_224_pixel",
+        tag="pixel_in1k",
+        family="itpn",
+        form="pretraining",
+        description="iTPN-Large as a masked autoencoder",
+        args={**_ITPN_LARGE, **_ITPN_PIXEL, **_ITPN_DECODER},
+        parameters=318_239_456,
+        license="MIT",
+        paper=ITPN_PAPER,
+        sources=(_ITPN_LARGE_PIXEL,),
+        training=_ITPN_PIXEL_TRAINING,
+    ),
+    Variant(
+        architecture="itpn_large_patch16_224_clip",
+        tag="clip_in1k",
+        family="itpn",
+        form="pretraining",
+        description="iTPN-Large that predicts CLIP's tokens",
+        args={**_ITPN_LARGE, **_ITPN_CLIP},
+        parameters=307_059_176,
+        license="MIT",
+        paper=ITPN_PAPER,
+        mean=_HALF,
+        std=_HALF,
+        sources=(_ITPN_LARGE_CLIP,),
+        training=_ITPN_CLIP_TRAINING,
+    ),
+    Variant(
+        architecture="itpn_base_patch16_224_ema",
+        tag="",
+        family="itpn",
+        form="pretraining",
+        description="iTPN-Base against its own moving average: to be trained, no weights",
+        args={**_ITPN_BASE, **_ITPN_PIXEL, **_ITPN_DECODER},
+        parameters=111_150_880,
+        license="Apache-2.0",
+        paper=ITPN_PAPER,
+    ),
+)
+
+# ------------------------------------------------------------------------------------------ Fast-iTPN
+
+FAST_ITPN_PAPER = Paper(
+    title="Fast-iTPN: Integrally Pre-Trained Transformer Pyramid Network with Token Migration",
+    authors="Tian, Yunjie and Xie, Lingxi and Qiu, Jihao and Jiao, Jianbin and Wang, Yaowei and Tian, Qi "
+    "and Ye, Qixiang",
+    venue="TPAMI",
+    year=2024,
+    arxiv="2211.12735",
+    bibtex_key="fast_itpn",
+)
+
+_FAST_ITPN_BASE = dict(embed_dim=512, depths=(3, 3, 24), num_heads=8)
+
+
+def _fast_itpn(size: str, args: dict[str, Any], parameters: int, drive_id: str, top1: float | None) -> Variant:
+    """The fine-tuned checkpoint of a size."""
+    return Variant(
+        architecture=f"fast_itpn_{size}_patch16_224",
+        tag="clipl_in1k_ft_in1k",
+        family="fast_itpn",
+        form="encoder",
+        description=f"Fast-iTPN {size}, pretrained against a CLIP teacher and fine-tuned to classify ImageNet-1K",
+        args=args,
+        parameters=parameters,
+        license="MIT",
+        paper=FAST_ITPN_PAPER,
+        num_classes=1000,
+        sources=(Source("gdrive", drive_id),),
+        training="Pretrained on ImageNet-1K to predict CLIP's tokens, then fine-tuned on its labels.",
+        metrics=() if top1 is None else (_imagenet_top1(top1, "fine-tuned at 224x224", "the paper"),),
+    )
+
+
+_FAST_ITPN = (
+    _fast_itpn(
+        "tiny",
+        dict(embed_dim=384, depths=(1, 1, 12), num_heads=6),
+        24_219_976,
+        "1Ze9RkJggxxi58Dl7sqWrf2TNOSnRK4Wi",
+        85.1,
+    ),
+    _fast_itpn(
+        "small",
+        dict(embed_dim=384, depths=(2, 2, 20), num_heads=6),
+        39_902_920,
+        "1Wvk5kQSh8fWQCUwzAp7eaVpmOi3D5_H4",
+        86.4,
+    ),
+    _fast_itpn("base", _FAST_ITPN_BASE, 84_825_192, "1ADXPV95XpWb1ROMCih1n3AD52fGdr8C_", 87.4),
+    Variant(
+        architecture="fast_itpn_base_patch16_224",
+        tag="in21k_512",
+        family="fast_itpn",
+        form="encoder",
+        description="Fast-iTPN base, the authors' ImageNet-21K checkpoint at 512x512; its classifier is left out",
+        args={**_FAST_ITPN_BASE, "img_size": 512},
+        parameters=84_736_128,
+        license="MIT",
+        paper=FAST_ITPN_PAPER,
+        input_size=(3, 512, 512),
+        sources=(Source("gdrive", "1ddGbBm46FiUdNs9HPSepokhuOKhEnBdV"),),
+        training="Trained on ImageNet-21K; the checkpoint is for 512x512 pixels.",
+    ),
+    _fast_itpn(
+        "large",
+        dict(embed_dim=768, depths=(2, 2, 40), num_heads=12),
+        312_017_320,
+        "16uybbJ23Fp7lnGNYL5I198glHGhwn_y2",
+        None,  # the paper's 89.5 is of another checkpoint, at 640x640
+    ),
+)
+
 # ------------------------------------------------------------------------------------ jigsaw families
 
 PIRL_PAPER = Paper(
@@ -373,6 +846,7 @@ _JIGCLU_200E = Source(
 _PIRL_HEADS = "linear heads and noise-contrastive estimation"
 _PIRL_MLP_HEADS = "heads with a hidden layer, blurred views and InfoNCE"
 _RESNET50_PARAMETERS = 23_508_032
+_RESNET_NANO = dict(layers=(1, 1, 1, 1), channels=(16, 32, 64, 128))
 
 
 def _linear_probe(accuracy: float, source: str) -> tuple[Metric, ...]:
@@ -428,6 +902,7 @@ def _jigsaw(tag: str, permutations: str, run: str) -> Variant:
                 "model_final_checkpoint_phase104.torch",
             ),
         ),
+        recipe="jigsaw_resnet50",
         training=f"ImageNet-1k without labels, 105 epochs, telling {permutations} permutations of nine patches apart. "
         "The published linear probes of the three sets of permutations lie between 46.7 and 48.6 % top-1 on "
         "ImageNet-1k.",
@@ -471,7 +946,7 @@ _PIRL = (
         family="pirl",
         form="pretraining",
         description="PIRL in small: a ResNet of four blocks with linear heads, trained in minutes on a CPU",
-        args=dict(layers=(1, 1, 1, 1), channels=(16, 32, 64, 128), dim=64),
+        args=dict(**_RESNET_NANO, dim=64),
         parameters=615_744,
         license="Apache-2.0",
         paper=PIRL_PAPER,
@@ -485,6 +960,31 @@ _JIGSAW = (
     _jigsaw("in1k_perm100", "100", "17_07_20.db174a43"),
     _jigsaw("in1k_perm2k", "2,000", "17_07_20.cccee144"),
     _jigsaw("in1k_perm10k", "10,000", "20_07_20.3d706467"),
+    Variant(
+        architecture="jigsaw_resnet50_perm2k",
+        tag="",
+        family="jigsaw",
+        form="pretraining",
+        description="Jigsaw's ResNet-50 with a classifier of 2,000 permutations: to be trained, no weights",
+        args=dict(permutations=2000),
+        parameters=43_559_032,
+        license="Apache-2.0",
+        paper=JIGSAW_PAPER,
+        recipe="jigsaw_resnet50",
+    ),
+    Variant(
+        architecture="jigsaw_nano_64_perm100",
+        tag="",
+        family="jigsaw",
+        form="pretraining",
+        description="Jigsaw in small: a ResNet of four blocks, 100 permutations, trained in minutes on a CPU",
+        args=dict(**_RESNET_NANO, permutations=100, dim=64),
+        parameters=603_684,
+        license="Apache-2.0",
+        paper=JIGSAW_PAPER,
+        input_size=(3, 64, 64),
+        recipe="jigsaw_nano",
+    ),
 )
 
 _JIGCLU = (
@@ -499,11 +999,39 @@ _JIGCLU = (
         license="unknown: none stated",
         paper=JIGCLU_PAPER,
         sources=(_JIGCLU_200E,),
+        recipe="jigclu_resnet50",
         training="ImageNet-1k without labels, 200 epochs.",
         metrics=_linear_probe(66.4, "arXiv 2104.00323"),
+    ),
+    Variant(
+        architecture="jigclu_resnet50_mlp128",
+        tag="in1k_200e",
+        family="jigclu",
+        form="pretraining",
+        description="Jigsaw Clustering's ResNet-50 with both of its branches, to be trained further",
+        args=dict(dim=128),
+        parameters=27_974_852,
+        license="unknown: none stated",
+        paper=JIGCLU_PAPER,
+        sources=(_JIGCLU_200E,),
+        recipe="jigclu_resnet50",
+        training="ImageNet-1k without labels, 200 epochs.",
+    ),
+    Variant(
+        architecture="jigclu_nano_64_mlp64",
+        tag="",
+        family="jigclu",
+        form="pretraining",
+        description="Jigsaw Clustering in small: a ResNet of four blocks, trained in minutes on a CPU",
+        args=dict(**_RESNET_NANO, output_stride=16, dim=64),
+        parameters=810_692,
+        license="Apache-2.0",
+        paper=JIGCLU_PAPER,
+        input_size=(3, 64, 64),
+        recipe="jigclu_nano",
     ),
 )
 
 # ------------------------------------------------------------------------------------------------ all
 
-VARIANTS: tuple[Variant, ...] = (*_CROCO, *_PIRL, *_JIGSAW, *_JIGCLU)
+VARIANTS: tuple[Variant, ...] = (*_CROCO, *_CONVMAE, *_HIVIT, *_ITPN, *_FAST_ITPN, *_PIRL, *_JIGSAW, *_JIGCLU)

@@ -22,12 +22,15 @@ class _Attention(nn.Module):
         self.fused_attn = use_fused_attn()
         self.attn_drop = nn.Dropout(attn_drop)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q (B, heads, N, d), k and v (B, heads, M, d) -> B, N, heads * d."""
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        """q (B, heads, N, d), k and v (B, heads, M, d) -> B, N, heads * d; bias is added before the softmax."""
         if self.fused_attn:
-            x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
+            dropout = self.attn_drop.p if self.training else 0.0
+            x = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype), dropout)
         else:
             weights = (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
+            if bias is not None:
+                weights = weights + bias
             x = self.attn_drop(weights.softmax(dim=-1)) @ v
         return x.transpose(1, 2).flatten(2)
 
@@ -50,9 +53,12 @@ class SelfAttention(_Attention):
         self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: Tensor, rope: Rope | None = None, places: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: Rope | None = None, places: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
         """x (B, N, C) -> B, N, C.
 
+        bias: added to the attention's logits, broadcast against (B, heads, N, N).
         places: (B, N), if x (B, n, C) has each distinct token once: which one stands at each place. They are then
         projected once, not at each place.
         """
@@ -64,7 +70,7 @@ class SelfAttention(_Attention):
             q, k = apply_rope(qkv[:2], rope).unbind(0)  # both in one pass
         else:
             q, k = qkv[0], qkv[1]
-        return self.proj_drop(self.proj(self._attend(q, k, qkv[2])))
+        return self.proj_drop(self.proj(self._attend(q, k, qkv[2], bias)))
 
 
 class CrossAttention(_Attention):

@@ -1,7 +1,7 @@
 """Hiding patches: drawing masks, keeping the visible tokens, putting mask tokens back.
 
-A mask is a bool tensor (B, N), True = hidden, with the same number of hidden patches in every row, so that
-all shapes are static: no step of a masked forward waits for the device.
+A mask is a bool tensor (B, N), True = hidden. Where hidden patches are left out, it has the same number of them in
+every row, so that all shapes are static: no step of a masked forward waits for the device.
 """
 
 from __future__ import annotations
@@ -19,6 +19,44 @@ def random_mask(batch: int, num_patches: int, ratio: float, generator: torch.Gen
     """Uniformly random masks (batch, num_patches), each sample its own, drawn on the CPU."""
     order = torch.rand(batch, num_patches, generator=generator).argsort(dim=1)
     return order < num_hidden(num_patches, ratio)
+
+
+def block_mask(
+    grid: tuple[int, int],
+    target: int,
+    generator: torch.Generator | None = None,
+    smallest: int = 16,
+    aspect: float = 0.3,
+    tries: int = 10,
+) -> Tensor:
+    """One block-wise mask (rows * columns,) of a grid, drawn on the CPU: `target` patches at most, in rectangles.
+
+    Rectangles of uniform area, from `smallest` to what is left, and log-uniform aspect ratio, from `aspect` to its
+    inverse, are added one by one, each in up to `tries` tries, until `target` is reached or a round adds nothing.
+    Patches that are hidden already count once, so the number of hidden patches varies (BEiT, algorithm 1; iTPN).
+    """
+    rows, columns = grid
+    mask = torch.zeros(rows, columns, dtype=torch.bool)
+    hidden = 0
+    while hidden < target:
+        before = hidden
+        for _ in range(tries):
+            area, shape, top, left = torch.rand(4, generator=generator).tolist()
+            area = smallest + area * (target - hidden - smallest)
+            ratio = aspect ** (2 * shape - 1)
+            height, width = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+            if not (0 < height <= rows and 0 < width <= columns):
+                continue
+            top, left = int(top * (rows - height + 1)), int(left * (columns - width + 1))
+            window = mask[top : top + height, left : left + width]
+            added = height * width - int(window.sum())
+            if 0 < added <= target - hidden:
+                window.fill_(True)
+                hidden += added
+                break
+        if hidden == before:
+            break
+    return mask.flatten()
 
 
 def split_mask(mask: Tensor, hidden: int) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from zoo.layers.positions import GridTable, resample_table
 
 
 def sincos_table(dim: int, height: int, width: int, device: torch.device | str | None = None) -> Tensor:
@@ -26,21 +27,12 @@ def sincos_table(dim: int, height: int, width: int, device: torch.device | str |
     return torch.cat((columns, rows), dim=2).flatten(0, 1).float()
 
 
-def resample_table(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """Bicubic resampling of a saved (N, D) table from one patch grid (rows, columns) to another."""
-    maps = table.float().reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
-    maps = F.interpolate(maps, size=new_grid, mode="bicubic", antialias=True)
-    return maps.flatten(2)[0].T.to(table.dtype)
-
-
-class SincosPositions(nn.Module):
+class SincosPositions(GridTable):
     """The table as a saved buffer, for the patch grid (rows, columns) that a model was made for.
 
     resample: what other grids get: "compute", the table of that grid (exact), or "bicubic", the saved one
     resampled.
     """
-
-    table: Tensor
 
     def __init__(
         self,
@@ -60,7 +52,6 @@ class SincosPositions(nn.Module):
         return self.table if grid == self.grid else self._other(self.table, self.grid, grid)
 
     def set_grid(self, grid: tuple[int, int]) -> None:
-        """Make `grid` the one whose table is saved."""
         self.table, self.grid = self(grid), grid
 
     def fit(self, saved: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""timm's model protocol for encoders that are a patch embedding and a flat list of blocks, written once."""
+"""timm's model protocol for one-image encoders, written once: what all share, and those that are a patch embedding and
+a flat list of blocks. Those with stages are in _hierarchical.py."""
 
 from __future__ import annotations
 
@@ -23,27 +24,94 @@ def check_pool(global_pool: GlobalPool) -> GlobalPool:
     return global_pool
 
 
-class Backbone(ZooModel):
-    """Base of one-image encoders without class token.
+class ImageEncoder(ZooModel):
+    """Base of one-image encoders without class token: the classifier and whatever else is common to them.
 
-    A subclass makes `patch_embed`, `blocks`, `norm`, `fc_norm`, `head_drop`, `head`, `feature_info`, and
-    writes `embed`: images to tokens, and whatever else (positions) every block is called with.
+    A subclass makes `norm`, `fc_norm`, `head_drop`, `head`, `feature_info`, and writes `forward_features`.
     """
 
     head_name = "head"
 
-    patch_embed: PatchEmbed
-    blocks: nn.ModuleList
     norm: nn.Module
     fc_norm: nn.Module
     head_drop: nn.Module
     head: nn.Module
     global_pool: GlobalPool
-    embed_dim: int
     num_features: int
     head_hidden_size: int
+    feature_info: list[dict[str, Any]]
     grad_checkpointing = False
     num_prefix_tokens = 0
+
+    def run_block(self, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
+        """A block's output; with gradient checkpointing it is computed again in the backward pass, not kept."""
+        return checkpoint(block, x, *args) if self.grad_checkpointing and self.training else block(x, *args)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> tokens (B, N, D), row-major, behind the final norm if there is one."""
+        raise NotImplementedError
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens (B, N, D) -> logits (B, num_classes), or pooled features (B, D)."""
+        if self.global_pool == "avg":
+            x = x.mean(dim=1)
+        elif self.global_pool == "max":
+            x = x.amax(dim=1)
+        elif self.global_pool == "avgmax":
+            x = 0.5 * (x.amax(dim=1) + x.mean(dim=1))
+        x = self.head_drop(self.fc_norm(x))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
+        """A new classifier for `num_classes` (0: none, forward gives features), and another pooling if named."""
+        self.num_classes = num_classes
+        if global_pool is not None:
+            self.global_pool = check_pool(global_pool)
+        like = next(self.parameters())
+        if num_classes:
+            self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+            self.head.apply(init_linear)
+        else:
+            self.head = nn.Identity()
+        self.head.train(self.training)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        return set()
+
+
+def check_output_fmt(output_fmt: str) -> None:
+    """Raises ValueError for a format of intermediates that no encoder here gives."""
+    if output_fmt not in ("NCHW", "NLC"):
+        raise ValueError(f"output_fmt '{output_fmt}' is unknown; choose NCHW or NLC.")
+
+
+def pack_intermediates(taken: list[Tensor], final: Tensor, intermediates_only: bool, output_dict: bool) -> Any:
+    """What `forward_intermediates` returns: (final, taken), taken alone, or a dict of both under timm's names."""
+    if output_dict:
+        result: dict[str, Any] = {"image_intermediates": taken}
+        return result if intermediates_only else {**result, "image_features": final}
+    return taken if intermediates_only else (final, taken)
+
+
+class Backbone(ImageEncoder):
+    """Base of encoders that are a patch embedding and a flat list of blocks.
+
+    A subclass makes `patch_embed` and `blocks` too, and writes `embed`: images to tokens, and whatever else
+    (positions) every block is called with.
+    """
+
+    patch_embed: PatchEmbed
+    blocks: nn.ModuleList
+    embed_dim: int
 
     def embed(self, x: Tensor, visible: Tensor | None = None) -> tuple[Tensor, tuple[Any, ...]]:
         """Images (B, C, H, W) -> tokens (B, N, D), of the patches `visible` (B, n) only if given, and the
@@ -53,10 +121,7 @@ class Backbone(ZooModel):
     def _run_blocks(self, x: Tensor, args: tuple[Any, ...], take: set[int], last: int) -> tuple[Tensor, list[Tensor]]:
         taken = []
         for i, block in enumerate(self.blocks[: last + 1]):
-            if self.grad_checkpointing and self.training:
-                x = checkpoint(block, x, *args)
-            else:
-                x = block(x, *args)
+            x = self.run_block(block, x, *args)
             if i in take:
                 taken.append(x)
         return x, taken
@@ -80,20 +145,6 @@ class Backbone(ZooModel):
         """Images (B, C, H, W) -> normed tokens (B, N, D), row-major."""
         return self.forward_tokens(x)[0]
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens (B, N, D) -> logits (B, num_classes), or pooled features (B, D)."""
-        if self.global_pool == "avg":
-            x = x.mean(dim=1)
-        elif self.global_pool == "max":
-            x = x.amax(dim=1)
-        elif self.global_pool == "avgmax":
-            x = 0.5 * (x.amax(dim=1) + x.mean(dim=1))
-        x = self.head_drop(self.fc_norm(x))
-        return x if pre_logits else self.head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
-
     def forward_intermediates(
         self,
         x: Tensor,
@@ -111,8 +162,7 @@ class Backbone(ZooModel):
         output_fmt: "NCHW" maps (B, D, h, w) or "NLC" tokens (B, h * w, D).
         Returns (normed tokens, intermediates), the intermediates alone, or a dict of both under timm's names.
         """
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt '{output_fmt}' is unknown; choose NCHW or NLC.")
+        check_output_fmt(output_fmt)
         take, last = feature_take_indices(len(self.blocks), indices)
         grid = self.patch_embed.dynamic_feat_size((x.shape[-2], x.shape[-1]))
         x, args = self.embed(x)
@@ -121,10 +171,7 @@ class Backbone(ZooModel):
             taken = [self.norm(y) for y in taken]
         if output_fmt == "NCHW":
             taken = [y.transpose(1, 2).unflatten(2, grid).contiguous() for y in taken]
-        if output_dict:
-            result: dict[str, Any] = {"image_intermediates": taken}
-            return result if intermediates_only else {**result, "image_features": self.norm(x)}
-        return taken if intermediates_only else (self.norm(x), taken)
+        return pack_intermediates(taken, self.norm(x), intermediates_only, output_dict)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -139,32 +186,10 @@ class Backbone(ZooModel):
             self.reset_classifier(0, "")
         return take
 
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
-        """A new classifier for `num_classes` (0: none, forward gives features), and another pooling if named."""
-        self.num_classes = num_classes
-        if global_pool is not None:
-            self.global_pool = check_pool(global_pool)
-        like = next(self.parameters())
-        if num_classes:
-            self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
-            self.head.apply(init_linear)
-        else:
-            self.head = nn.Identity()
-        self.head.train(self.training)
-
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Change the input size (height, width) that the model was made for."""
         self.patch_embed.set_input_size(img_size=to_2tuple(img_size))
         update_model_input_size(self, self.patch_embed.img_size)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.grad_checkpointing = enable
-
-    def no_weight_decay(self) -> set[str]:
-        return set()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups for layer-wise learning-rate decay."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
 from timm.models import (
     PretrainedCfg,
     adapt_input_conv,
@@ -28,12 +28,21 @@ from torch import Tensor, nn
 from zoo import weights
 from zoo.catalog import VARIANTS, Variant
 from zoo.errors import CheckpointMismatchError, WeightsUnavailableError
-from zoo.layers.sincos import SincosPositions
+from zoo.layers.positions import GridTable
 from zoo.lookup import find_variant
 from zoo.weights import Checkpoint, KeyRules
-from zoo.weights.sources import BUNDLED, HUB_FILENAME
+from zoo.weights.hub import HUB_FILENAME, hub_file, split_id
+from zoo.weights.sources import BUNDLED
 
 _logger = logging.getLogger("zoo")
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """Whose weights a model started from. name: a variant, a repository of the Hub or a file. license: theirs."""
+
+    name: str
+    license: str
 
 
 class ZooModel(nn.Module):
@@ -58,6 +67,9 @@ class ZooModel(nn.Module):
     patch_size: int
     pretrained_cfg: dict[str, Any]  # timm sets it
 
+    ancestor: Ancestor | None = None
+    """Whose license the weights keep; None for those of a model that started at random."""
+
     def init_weights(self) -> None:
         """Draw all parameters anew."""
         raise NotImplementedError
@@ -71,7 +83,7 @@ class ZooModel(nn.Module):
         """Fit tensors that depend on the image size to this model's."""
         for name, module in self.named_modules():
             key = name + ".table"
-            if isinstance(module, SincosPositions) and key in state:
+            if isinstance(module, GridTable) and key in state:
                 state[key] = module.fit(state[key])
         return state
 
@@ -120,7 +132,7 @@ class ZooModel(nn.Module):
         fresh = self._fresh_head(state, own)
         expected = {key: tuple(value.shape) for key, value in own.items() if key not in fresh}
         name = getattr(self, "pretrained_cfg", {}).get("architecture") or type(self).__name__
-        weights.check_state(state, expected, name=name, path=path)
+        _check_state(type(self), state, expected, name, checkpoint)
         # Tensors read from a file are views of it. The zoo's own files, which have a record, are only ever
         # replaced; another one may be rewritten in place, and the model must not change with it.
         copy = not weights.files.record_path(path).exists()
@@ -137,6 +149,7 @@ class ZooModel(nn.Module):
                     module.reset_parameters()
             head.apply(init_linear)
             _logger.warning("%s: %s is not in %s and starts at random, to be trained.", name, self.head_name, path)
+        self.ancestor = _ancestor(checkpoint, getattr(self, "pretrained_cfg", {}).get("license") or "")
 
     def _adapt_in_chans(self, state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
         key = self.first_conv + ".weight"
@@ -190,23 +203,33 @@ def _pretrained_cfg(variant: Variant, model_cls: type[ZooModel]) -> dict[str, An
     ) | dict(model_cls.cfg)
 
 
+_MODEL_CLS: dict[str, type[ZooModel]] = {}  # by architecture
+
+
 def register_family(family: str, forms: Mapping[str, type[ZooModel]], module_name: str) -> dict:
     """Register every architecture of a family with timm, as entry points of the module `module_name`.
 
-    forms: the class of each form. Returns timm's pretrained configs of the family, made from the catalog; they
+    forms: the class of each form, or of the architectures whose names end in it (a family may have several
+    pretraining forms). Returns timm's pretrained configs of the family, made from the catalog; they
     belong into the module as `default_cfgs`, where timm looks for them.
     """
     module = sys.modules[module_name]
     variants = [variant for variant in VARIANTS if variant.family == family]
-    default_cfgs = generate_default_cfgs({v.name: _pretrained_cfg(v, forms[v.form]) for v in variants})
+    _MODEL_CLS.update({variant.architecture: _model_cls(variant, forms) for variant in variants})
+    default_cfgs = generate_default_cfgs({v.name: _pretrained_cfg(v, _MODEL_CLS[v.architecture]) for v in variants})
     module.default_cfgs = default_cfgs  # type: ignore[attr-defined]  # register_model reads it there
     by_architecture: dict[str, list[Variant]] = {}
     for variant in variants:
         by_architecture.setdefault(variant.architecture, []).append(variant)
     for architecture, tagged in by_architecture.items():
-        entrypoint = _entrypoint(tagged, forms[tagged[0].form], module_name)
+        entrypoint = _entrypoint(tagged, _MODEL_CLS[architecture], module_name)
         setattr(module, architecture, register_model(entrypoint))
     return default_cfgs
+
+
+def _model_cls(variant: Variant, forms: Mapping[str, type[ZooModel]]) -> type[ZooModel]:
+    ending = variant.architecture.rpartition("_")[2]
+    return forms[ending if ending in forms else variant.form]
 
 
 def _entrypoint(variants: list[Variant], model_cls: type[ZooModel], module_name: str) -> Callable[..., nn.Module]:
@@ -244,8 +267,9 @@ def _create(
     if variant.form != "encoder" and kwargs.pop("features_only", False):
         raise ValueError(model_cls.features_only_advice.format(variant.architecture))
     overlay = dict(pretrained_cfg_overlay or {})
+    origin = None
     if pretrained:
-        path = _weights_file(variant, pretrained_cfg, overlay, cache_dir)
+        path, origin = _weights_file(variant, pretrained_cfg, overlay, cache_dir)
         overlay.update(file=str(path), custom_load=True, source=None)
     model = build_model_with_cfg(
         model_cls,
@@ -259,6 +283,11 @@ def _create(
         device="meta" if pretrained else device,
         **{**variant.args, **kwargs},
     )
+    if origin is not None and isinstance(model, ZooModel):
+        license = model.ancestor.license if model.ancestor else model.pretrained_cfg.get("license", "")
+        model.ancestor = Ancestor(origin, license)
+    # timm adds the caller's; so a published config says all of them
+    model._model_args = dict(variant.args)  # type: ignore[assignment]
     return model.to(device) if pretrained and device is not None else model
 
 
@@ -267,8 +296,11 @@ def _weights_file(
     pretrained_cfg: Any,
     overlay: dict[str, Any],
     cache_dir: str | Path | None,
-) -> Path:
-    """The local file that `pretrained=True` means: the user's own, a Hub repository's, or the catalog's."""
+) -> tuple[Path, str | None]:
+    """The local file that `pretrained=True` means: the user's own, a Hub repository's, or the catalog's.
+
+    With the name of the repository or variant, None for the user's own.
+    """
     cfg = resolve_pretrained_cfg(variant.architecture, pretrained_cfg, overlay).to_dict()
     # what the caller named, be it timm for a Hub repository or folder, goes before the catalog
     named = (pretrained_cfg.to_dict() if isinstance(pretrained_cfg, PretrainedCfg) else pretrained_cfg) or {}
@@ -280,18 +312,69 @@ def _weights_file(
         )
     if named.get("file"):
         path = Path(named["file"])
-        return path / HUB_FILENAME if path.is_dir() else path
+        return path / HUB_FILENAME if path.is_dir() else path, None
     if named.get("hf_hub_id"):
-        repo, _, revision = named["hf_hub_id"].partition("@")
-        filename = named.get("hf_hub_filename") or HUB_FILENAME
-        return Path(hf_hub_download(repo, filename, revision=revision or None, cache_dir=cache_dir))
+        repo, revision = split_id(named["hf_hub_id"])
+        return hub_file(repo, named.get("hf_hub_filename") or HUB_FILENAME, revision, cache_dir), repo
     tag = cfg.get("tag") or ""
     if not tag:
         raise WeightsUnavailableError(
             f"{variant.architecture} has no published weights; create it with pretrained=False, train it with "
             "`zoo train`, or pass a file as pretrained_cfg_overlay=dict(file=...)."
         )
-    return fetch(f"{variant.architecture}.{tag}")
+    name = f"{variant.architecture}.{tag}"
+    return fetch(name), name
+
+
+def _ancestor(checkpoint: Checkpoint, license: str) -> Ancestor | None:
+    """Whose weights a checkpoint holds, by what it says; None for those of a run that started at random.
+
+    license: of the architecture's published weights, as which a file that says nothing counts: a checkpoint of the
+    authors keeps their license, whatever its name.
+    """
+    about, name = checkpoint.extra, checkpoint.path.name
+    if "license" in about:
+        return Ancestor(str(about.get("base_model", name)), str(about["license"]))
+    if "recipe" in about:
+        return None
+    name = str(about.get("variant", name))
+    return Ancestor(name, next((v.license.lower() for v in VARIANTS if v.name == name), license))
+
+
+def _check_state(
+    model_cls: type[ZooModel],
+    state: Mapping[str, Tensor],
+    expected: Mapping[str, tuple[int, ...]],
+    name: str,
+    checkpoint: Checkpoint,
+) -> None:
+    """`weights.check_state`, whose error says which other variant of the zoo the checkpoint is of, if it is."""
+    try:
+        weights.check_state(state, expected, name=name, path=checkpoint.path)
+    except CheckpointMismatchError as error:
+        other = _recognize(checkpoint, model_cls)
+        if other is None or other == name:
+            raise
+        raise CheckpointMismatchError(
+            f"{checkpoint.path} is no checkpoint of {name} but one of {other}. Load it as that, or look for the right "
+            "file."
+        ) from error
+
+
+def _recognize(checkpoint: Checkpoint, model_cls: type[ZooModel]) -> str | None:
+    """The variant whose every tensor a checkpoint has in the right shape; one of the class `model_cls` if it can be."""
+    for variant in sorted(VARIANTS, key=lambda variant: _MODEL_CLS[variant.architecture] is not model_cls):
+        layouts = _MODEL_CLS[variant.architecture].layouts.values()
+        if not any(rules.covers(checkpoint.tensors) for rules in layouts):
+            continue
+        model: Any = create_model(variant.name, device="meta")
+        try:
+            state = model.convert(checkpoint)
+        except CheckpointMismatchError:
+            continue
+        if {key: value.shape for key, value in state.items()} == {k: v.shape for k, v in model.state_dict().items()}:
+            return variant.name
+    return None
 
 
 def fetch(name: str) -> Path:
@@ -306,7 +389,7 @@ def fetch(name: str) -> Path:
         model: Any = create_model(variant.name, device="meta")
         state = model.convert(checkpoint)
         expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-        weights.check_state(state, expected, name=name, path=checkpoint.path)
+        _check_state(type(model), state, expected, name, checkpoint)
         return state
 
     return weights.fetch(variant, convert)

@@ -34,6 +34,14 @@ class Completion(NamedTuple):
     loss: Tensor
 
 
+def check_mask(mask: Tensor, grid: Grid) -> None:
+    """Raises ImageError for a mask (B, N) of another grid."""
+    if mask.shape[1] != grid[0] * grid[1]:
+        raise ImageError(
+            f"The mask has {mask.shape[1]} patches, but image 1 has {grid[0]} x {grid[1]}; make it for this size."
+        )
+
+
 class PatchPredictor(ZooModel):
     """Base of models that predict the pixels of an image's hidden patches.
 
@@ -46,13 +54,6 @@ class PatchPredictor(ZooModel):
     def _grid(self, x: Tensor) -> Grid:
         """Rows and columns of the patches of images (B, C, H, W)."""
         raise NotImplementedError
-
-    def _check_mask(self, image: Tensor, mask: Tensor) -> None:
-        rows, columns = self._grid(image)
-        if mask.shape[1] != rows * columns:
-            raise ImageError(
-                f"The mask has {mask.shape[1]} patches, but image 1 has {rows} x {columns}; make it for this size."
-            )
 
     def _target_loss(self, image: Tensor, prediction: Tensor, index: Tensor) -> Tensor:
         """Mean squared error of the predicted patches `index` (B, hidden) of `image`, a scalar."""
@@ -138,9 +139,9 @@ class PixelDecoder(nn.Module):
         self.apply(init_linear)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, x: Tensor, visible: Tensor, grid: Grid, index: Tensor | None = None) -> Tensor:
-        """Visible tokens x (B, n, dim) at patches `visible` (B, n) -> pixels (B, N, patch * patch * C), or those
-        of patches `index` (B, m) only."""
+    def forward_tokens(self, x: Tensor, visible: Tensor, grid: Grid, index: Tensor | None = None) -> Tensor:
+        """Visible tokens x (B, n, dim) at patches `visible` (B, n) -> normed tokens (B, N, dim), or those of patches
+        `index` (B, m) only."""
         x, places = add_mask_token(x, visible, self.mask_tokens * self.mask_token, grid[0] * grid[1])
         x = take_tokens(x, places) + self.pos_embed(grid).to(x.dtype)  # B, N, dim
         for block in self.blocks:
@@ -150,17 +151,30 @@ class PixelDecoder(nn.Module):
                 x = block(x)
         if index is not None:
             x = take_tokens(x, index)
-        return self.head(self.norm(x))
+        return self.norm(x)
+
+    def forward(self, x: Tensor, visible: Tensor, grid: Grid, index: Tensor | None = None) -> Tensor:
+        """Visible tokens x (B, n, dim) at patches `visible` (B, n) -> pixels (B, N, patch * patch * C), or those
+        of patches `index` (B, m) only."""
+        return self.head(self.forward_tokens(x, visible, grid, index))
 
 
 class MaskedAutoencoder(PatchPredictor):
     """Base of one-image masked autoencoders: `encoder`, then what a family writes into `embed_visible`, `decoder`.
 
-    A subclass makes `encoder` (a backbone with `patch_embed`-like size logic), `decoder`, `patch_size`, `in_chans`.
+    A subclass makes `encoder`, a `HierarchicalBackbone`, and `decoder`, `patch_size`, `in_chans`.
     """
 
     encoder: Any
     decoder: PixelDecoder
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """Height and width of the images that the model was made for."""
+        return self.encoder.img_size
+
+    def _grid(self, x: Tensor) -> Grid:
+        return self.encoder.grid_of(x)
 
     def embed_visible(self, image: Tensor, visible: Tensor) -> Tensor:
         """Images (B, C, H, W) -> the decoder's tokens (B, n, dim) of the patches `visible` (B, n)."""
@@ -173,10 +187,11 @@ class MaskedAutoencoder(PatchPredictor):
         (B, hidden, patch * patch * C) with the patches' numbers (B, hidden); with all_patches the prediction
         is (B, N, patch * patch * C). Pixels are normalized by patch if `norm_target`.
         """
-        self._check_mask(image, mask)
+        grid = self._grid(image)
+        check_mask(mask, grid)
         visible, index = split_mask(mask, hidden)
         tokens = self.embed_visible(image, visible)
-        return self.decoder(tokens, visible, self._grid(image), None if all_patches else index), index
+        return self.decoder(tokens, visible, grid, None if all_patches else index), index
 
     def forward(self, image: Tensor, mask: Tensor, hidden: int) -> Tensor:
         """Pixels (B, N, patch * patch * C) of all patches, predicted from the visible ones; see `predict`."""

@@ -32,7 +32,7 @@ from zoo.layers.rope import Rope, gather_rope, rope_table
 from zoo.layers.sincos import SincosPositions
 from zoo.models._backbone import Backbone, GlobalPool, check_pool
 from zoo.models._build import init_linear, register_family
-from zoo.models._masked import Completion, Grid, PatchPredictor, adapt_pixel_head
+from zoo.models._masked import Completion, Grid, PatchPredictor, adapt_pixel_head, check_mask
 from zoo.weights import Alias, Drop, KeyRules, Rename
 
 __all__ = ["Completion", "CrocoEncoder", "DensePairModel", "PairModel", "create_pair_model"]
@@ -512,7 +512,7 @@ class PairModel(PatchPredictor):
         """
         if self.head is None:
             raise ValueError("This model was made without a pixel head, so it can't complete; choose a binocular one.")
-        self._check_mask(img1, mask)
+        check_mask(mask, self._grid(img1))
         visible, hidden_index = split_mask(mask, hidden)
         x1, _ = self._encode(img1, visible)
         x2, _ = self._encode(img2)

@@ -7,8 +7,9 @@ Favaro, ECCV 2016) all train the same plain ResNet-50; they differ in the heads,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
+import torch.nn.functional as F
 from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 
@@ -150,8 +151,93 @@ class PirlModel(PretextModel):
         return self.heads.merge(each.reshape(len(patches), -1))
 
 
+# --------------------------------------------------------------------------------- Jigsaw Clustering
+
+
+class JigsawClusteringHeads(nn.Module):
+    """The two branches on a quarter's features, under the reference's names (section 3.2 of the paper)."""
+
+    def __init__(self, features: int, dim: int, device=None, dtype=None) -> None:
+        super().__init__()
+        dd: dict[str, Any] = dict(device=device, dtype=dtype)
+        self.fc_clu = nn.Sequential(nn.Linear(features, features, **dd), nn.ReLU(), nn.Linear(features, dim, **dd))
+        self.fc_loc = nn.Linear(features, 4, **dd)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, 4, D) of the montages' cells -> unit vectors (B, 4, dim) and location logits (B, 4, 4)."""
+        return F.normalize(self.fc_clu(features).float(), dim=-1), self.fc_loc(features)
+
+
+class JigsawClusteringModel(PretextModel):
+    """Jigsaw Clustering: a ResNet that tells of each cell of a 2x2 montage with which others it belongs, and where.
+
+    dim: of the embeddings. encoder_args: PretextResNet's.
+    """
+
+    layouts: ClassVar = {
+        "Jigsaw Clustering reference": KeyRules(
+            Rename("module.encoder.fc_clu.*", "heads.fc_clu.*"),
+            Rename("module.encoder.fc_loc.*", "heads.fc_loc.*"),
+            Rename("module.encoder.*", "encoder.*"),
+            _UNCOUNTED,
+        )
+    }
+
+    def __init__(self, dim: int = 128, device=None, dtype=None, **encoder_args: Any) -> None:
+        super().__init__(device=device, dtype=dtype, **encoder_args)
+        self.heads = JigsawClusteringHeads(self.num_features, dim, device, dtype)
+
+    def forward_cells(self, montages: Tensor) -> Tensor:
+        """Montages (B, C, H, W) -> features (B, 4, D) of their cells, row by row."""
+        maps = self.encoder.forward_features(montages)
+        # 8x8, so that no cell of an odd map (7x7 at 224) is half of one quarter and half of another
+        maps = F.interpolate(maps, (8, 8), mode="bilinear", align_corners=False)
+        return F.avg_pool2d(maps, 4).flatten(2).transpose(1, 2)
+
+    def forward(self, montages: Tensor) -> tuple[Tensor, Tensor]:
+        """Montages (B, C, H, W) -> unit vectors (B, 4, dim) and location logits (B, 4, 4) of their cells."""
+        return self.heads(self.forward_cells(montages))
+
+
+# --------------------------------------------------------------------------------------------- Jigsaw
+
+
+class JigsawHeads(nn.Module):
+    """Each patch's features projected, with a ReLU as in the paper's siamese network, and all nine classified."""
+
+    def __init__(self, features: int, dim: int, permutations: int, device=None, dtype=None) -> None:
+        super().__init__()
+        dd: dict[str, Any] = dict(device=device, dtype=dtype)
+        self.patch = nn.Sequential(nn.Linear(features, dim, **dd), nn.ReLU())
+        self.permutation = nn.Linear(9 * dim, permutations, **dd)
+
+
+class JigsawModel(PretextModel):
+    """Jigsaw: a ResNet that tells in which of `permutations` orders it is given an image's nine patches.
+
+    dim: of each patch's projection. encoder_args: PretextResNet's.
+    """
+
+    def __init__(self, permutations: int = 2000, dim: int = 1000, device=None, dtype=None, **encoder_args: Any) -> None:
+        super().__init__(device=device, dtype=dtype, **encoder_args)
+        self.permutations = permutations
+        self.heads = JigsawHeads(self.num_features, dim, permutations, device, dtype)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Patches (B, 9, C, h, w) in their shuffled order -> logits (B, permutations)."""
+        return self.classify(self.embed(patches))
+
+    def embed(self, patches: Tensor) -> Tensor:
+        """Patches (B, 9, C, h, w) -> the projection of each (B, 9, dim), whatever their order."""
+        return self.heads.patch(self.encoder(patches.flatten(0, 1))).unflatten(0, (-1, 9))
+
+    def classify(self, embedded: Tensor) -> Tensor:
+        """Projections (B, 9, dim) in a shuffled order -> logits (B, permutations)."""
+        return self.heads.permutation(embedded.flatten(1))
+
+
 default_cfgs = {
     **register_family("pirl", dict(encoder=PretextResNet, pretraining=PirlModel), __name__),
-    **register_family("jigsaw", dict(encoder=PretextResNet), __name__),
-    **register_family("jigclu", dict(encoder=PretextResNet), __name__),
+    **register_family("jigsaw", dict(encoder=PretextResNet, pretraining=JigsawModel), __name__),
+    **register_family("jigclu", dict(encoder=PretextResNet, pretraining=JigsawClusteringModel), __name__),
 }

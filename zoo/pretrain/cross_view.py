@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,11 @@ from torchvision.transforms.v2 import functional as TF
 from zoo.errors import DataError, RecipeError
 from zoo.layers.masking import num_hidden, random_mask
 from zoo.models.croco import PairModel
-from zoo.pretrain.objective import Objective
+from zoo.pictures import draw_images, hide
+from zoo.pretrain.objective import Objective, as_pixels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -96,3 +100,12 @@ class CrossViewCompletion(Objective):
         """image1, image2 (B, 3, H, W) uint8 and mask (B, N) bool -> the loss."""
         img1, img2 = self.to_input(batch["image1"]), self.to_input(batch["image2"])
         return dict(loss=self.model.completion_loss(img1, img2, batch["mask"], self.hidden))
+
+    def show(self, samples: Sequence[dict[str, Any]], batch: dict[str, Tensor]) -> Figure:
+        """Image 1, what is left of it, and image 2."""
+        one, two = as_pixels(batch["image1"]), as_pixels(batch["image2"])
+        names = ("image 1: to be rebuilt", "what the network sees of it", "image 2: seen whole")
+        caption = "Gray patches are hidden; the network predicts their pixels from the others and image 2."
+        return draw_images(
+            list(zip(one, hide(one, batch["mask"], self.model.patch_size), two)), names, "", caption, panel=2.4
+        )

@@ -5,13 +5,20 @@ All of them draw from torch's CPU generator, which the data workers set to the s
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import v2 as transforms
 from torchvision.transforms.v2 import functional as TF
+
+from zoo.pictures import Frame, Panel, draw_panels
+from zoo.pretrain.objective import as_pixels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
@@ -68,3 +75,39 @@ def distortion(grayscale: float = 0.2, blur: bool = False) -> transforms.Transfo
 def random_blur() -> transforms.Transform:
     """Half of the images blurred by a Gaussian of 0.1 to 2 pixels, whose 13 pixels reach to three deviations."""
     return transforms.RandomApply([transforms.GaussianBlur(13, (0.1, 2.0))], p=0.5)
+
+
+def draw_puzzles(
+    samples: Sequence[dict[str, Any]],
+    patches: Tensor,
+    order: Tensor,
+    caption: str,
+    crops: Sequence[np.ndarray] | None = None,
+) -> Figure:
+    """For each sample a row: the image, the patches as the network gets them, and the patches where they belong.
+
+    patches: (B, 9, 3, p, p) uint8. order: (B, 9), the true place of each. crops: what else the network gets.
+    """
+    rows = []
+    for i, sample in enumerate(samples):
+        tiles, places = as_pixels(patches[i]), order[i].tolist()
+        panels = dict(image=Panel(sample["image"] / 255))
+        if crops is not None:
+            panels["the crop"] = Panel(crops[i])
+        panels["nine patches, shuffled"] = _mosaic(tiles, places)
+        panels["put in place"] = _mosaic(tiles[np.argsort(places)], range(9))
+        rows.append([panel._replace(title=title if i == 0 else "") for title, panel in panels.items()])
+    return draw_panels(rows, "", caption)
+
+
+def _mosaic(tiles: np.ndarray, places: Sequence[int]) -> Panel:
+    """Nine patches (9, p, p, 3) in a grid with gaps, framed, each with the number of its place."""
+    side = tiles.shape[1]
+    gap = max(1, side // 12)
+    canvas = np.ones((3 * side + 4 * gap, 3 * side + 4 * gap, 3))
+    frames = []
+    for k, (tile, place) in enumerate(zip(tiles, places)):
+        left, upper = gap + k % 3 * (side + gap), gap + k // 3 * (side + gap)
+        canvas[upper : upper + side, left : left + side] = tile
+        frames.append(Frame(left, upper, side, side, "white", str(place + 1)))
+    return Panel(canvas, "", frames)

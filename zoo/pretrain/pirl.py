@@ -6,9 +6,9 @@ vector for every image of the data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -19,10 +19,14 @@ from torchvision.transforms import v2 as transforms
 
 from zoo.errors import RecipeError
 from zoo.models.resnet import PirlModel
+from zoo.pictures import draw_images
 from zoo.pretrain.data import ENDLESS
-from zoo.pretrain.objective import Objective
-from zoo.pretrain.patches import cut_patches, distortion, to_tensor
+from zoo.pretrain.objective import Objective, as_pixels
+from zoo.pretrain.patches import cut_patches, distortion, draw_puzzles, to_tensor
 from zoo.pretrain.processes import gather, world
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 View = Literal["jigsaw", "rotation"]
 Loss = Literal["nce", "infonce"]
@@ -333,3 +337,18 @@ class Pirl(Objective):
         index, embedding = (gather(torch.cat(parts)) for parts in zip(*self._embedded))
         self._embedded.clear()
         self.bank.update(index, embedding)
+
+    def show(self, samples: Sequence[dict[str, Any]], batch: dict[str, Tensor]) -> Figure:
+        """The image, the crop that is embedded, and its transformed view."""
+        crops = as_pixels(batch["image"])
+        caption = (
+            "The network sees the crop and, apart from it, the {}.\nIt is to embed both alike, and unlike other images."
+        )
+        if self.model.patches == 1:
+            views = as_pixels(batch["patches"][:, 0])
+            rows = [(sample["image"] / 255, *pair) for sample, *pair in zip(samples, crops, views)]
+            labels = [f"turned by {90 * turns}\N{DEGREE SIGN}" for turns in batch["order"].flatten().tolist()]
+            names = ("in the data", "the crop", "the turned view")
+            return draw_images(rows, names, "", caption.format("turned view"), labels, panel=2.4)
+        caption = caption.format("shuffled patches") + " Numbers: the patches' places, row by row."
+        return draw_puzzles(samples, batch["patches"], batch["order"], caption, crops)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -24,3 +26,22 @@ def gather(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world())]
     dist.all_gather(parts, rows.contiguous())
     return torch.cat(parts)
+
+
+def gather_differentiably(rows: Tensor) -> Tensor:
+    """Rows of all processes in their order; backward, each gets the sum of what all their losses say of its own."""
+    return _Gather.apply(rows) if world() > 1 else rows
+
+
+class _Gather(torch.autograd.Function):
+    """torch's own is deprecated since 2.14, and what replaces it is newer than the oldest torch that we allow."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        return gather(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient.chunk(world())[rank()]

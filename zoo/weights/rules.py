@@ -7,6 +7,7 @@ comparing gradients under them all use the same list.
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -29,11 +30,31 @@ class Rename:
     In patterns, "*" stands for one or more characters: the last one for any, the others for characters other
     than dots, such as a block's index. Both sides have the same number of them.
     squeeze: axes of length 1 that the reference's tensor has and ours lacks, such as the two of a 1x1 convolution.
+    grid: the reference's first axis (after squeezing) counts the places of a grid, ours has two: rows and columns.
+        Its grid is square, since its checkpoints don't tell; a count that is no square stays one axis.
     """
 
     theirs: str
     ours: str
     squeeze: tuple[int, ...] = ()
+    grid: bool = False
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        """The reference's tensor as ours."""
+        if self.squeeze:
+            tensor = tensor.squeeze(self.squeeze)
+        side = math.isqrt(len(tensor)) if self.grid else 0
+        return (
+            tensor.unflatten(0, (side, side)) if self.grid and tensor.ndim == 2 and side**2 == len(tensor) else tensor
+        )
+
+    def invert(self, tensor: Tensor) -> Tensor:
+        """Our tensor as the reference's."""
+        if self.grid and tensor.ndim == 3:
+            tensor = tensor.flatten(0, 1)
+        for axis in sorted(axis % (tensor.ndim + len(self.squeeze)) for axis in self.squeeze):
+            tensor = tensor.unsqueeze(axis)
+        return tensor
 
 
 @dataclass(frozen=True)
@@ -106,7 +127,7 @@ class KeyRules:
                 ours = _fill(rule.ours, parts)
                 if ours in renamed or self.reference_name(ours) != theirs:
                     raise ValueError(f"The rules of {name} are ambiguous: {theirs} -> {ours} has no unique inverse")
-                renamed[ours] = tensor.squeeze(rule.squeeze) if rule.squeeze else tensor
+                renamed[ours] = rule.apply(tensor)
         if unknown:
             raise CheckpointMismatchError(
                 f"{name}: the checkpoint has {len(unknown)} tensors (of {len(state)}) under names that this "
@@ -118,8 +139,13 @@ class KeyRules:
         return renamed
 
     def fill(self, state: dict[str, Tensor], expected: Mapping[str, Tensor], *, name: str) -> dict[str, Tensor]:
-        """`state` with the tensors of `Fresh` rules that it lacks, in the shapes of the model's own (`expected`)."""
+        """`state` with the tensors of `Fresh` rules, in the shapes of the model's own (`expected`).
+
+        A rule none of whose tensors is there fills all; of a part that is there, the rest would be missing.
+        """
         for rule in self.fresh:
+            if any(_match(rule.ours, key) is not None for key in state):
+                continue
             added = [key for key in expected if key not in state and _match(rule.ours, key) is not None]
             state |= {key: torch.full(expected[key].shape, rule.value, dtype=expected[key].dtype) for key in added}
             if added:
@@ -134,9 +160,7 @@ class KeyRules:
         exported = {}
         for ours, tensor in state.items():
             rule, theirs = self._rename_of(ours)
-            for axis in rule.squeeze:
-                tensor = tensor.unsqueeze(axis)
-            exported[theirs] = tensor
+            exported[theirs] = rule.invert(tensor)
         for alias in self.rules:
             if isinstance(alias, Alias):
                 for theirs, tensor in list(exported.items()):
