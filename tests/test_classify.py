@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from zoo.errors import CheckpointMismatchError, RecipeError, UnknownVariantError
 from zoo.pretrain import engine
 from zoo.pretrain.classify import Classification, LinearProbe
-from zoo.pretrain.engine import make_model, make_objective, make_optimizer, make_source, read_log, train
+from zoo.pretrain.engine import make_model, make_objective, make_optimizer, make_plan, make_source, read_log, train
 from zoo.pretrain.recipe import Recipe, load_recipe
 
 TINY = dict(embed_dim=32, depth=2, num_heads=2, img_size=32)
@@ -246,11 +246,37 @@ def test_wrong_starts(pretraining: Path, tmp_path: Path) -> None:
         ({"validation": dict(seed=3)}, "no settings seed"),
         ({"validation": dict(samples=2**62)}, r"validation\.samples"),
         ({"objective.splat": 1}, "don't fit"),
+        ({"objective.mixup": 1.0, "batch_size": 3}, "even"),
+        ({"validation": dict(source="scenes", samples=2)}, "of 0 classes, are not of those"),
     ],
 )
 def test_wrong_recipes(changes: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=message):
         train(tiny(**changes), tmp_path, workers=0, progress=False)
+
+
+def test_other_classes_are_not_validated_on(colors: Path, tmp_path: Path) -> None:
+    for name in ("red", "green"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32), name).save(tmp_path / "val" / name / "a.png")
+    with pytest.raises(RecipeError, match="not of those that are trained on"):
+        train(on_colors(colors, validation=dict(path=str(tmp_path), split="val")), tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize("name", ["convmae_base_finetune", "convmae_base_linear"])
+def test_published_recipes(colors: Path, name: str) -> None:
+    """Their settings fit, on a small model."""
+    changes = dict(model="croco_nano_patch8_64", model_args=TINY | dict(num_classes=2), init="")
+    recipe = load_recipe(name, changes | {"data.path": str(colors), "batch_size": 32})
+    source = make_source(recipe)
+    objective = make_objective(recipe, source)
+    assert make_plan(recipe, len(source)).validate_every == 1, "an epoch"
+    make_optimizer(recipe, objective)
+    rows = [objective.transform(source[i], i) for i in range(4)]
+    batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+    assert batch["image"].dtype == torch.uint8 and batch["image"].shape == (4, 3, 32, 32)
+    objective(batch)["loss"].backward()
+    assert objective.model.head.weight.grad is not None
 
 
 def test_pretraining_is_not_validated(tmp_path: Path) -> None:

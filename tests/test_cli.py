@@ -253,6 +253,13 @@ FAILURES = {
 }
 
 
+def test_train_tells_of_its_data(zoo: Run) -> None:
+    code, text, err = zoo("train", "classify_nano", "--dry-run", "--workers", 0, "--set", "batch_size=2")
+    assert code == 0, err
+    assert "from croco_nano_patch8_64.scenes" in text and "patterns; 8 classes" in text
+    assert "every 75 steps; 500 samples; 8 classes" in text
+
+
 @pytest.mark.parametrize("case", FAILURES)
 def test_failures(
     zoo: Run, tmp_path: Path, weights: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, case: str

@@ -112,6 +112,14 @@ CROCO_V2_PAPER = Paper(
     arxiv="2211.10408",
     bibtex_key="croco_v2",
 )
+MAE_PAPER = Paper(
+    title="Masked Autoencoders Are Scalable Vision Learners",
+    authors="He, Kaiming and Chen, Xinlei and Xie, Saining and Li, Yanghao and Dollár, Piotr and Girshick, Ross",
+    venue="CVPR",
+    year=2022,
+    arxiv="2111.06377",
+    bibtex_key="mae",
+)
 
 _CROCO_LICENSE = "CC-BY-NC-SA-4.0"
 _CROCO_URL = "https://download.europe.naverlabs.com/ComputerVision/CroCo/"
@@ -187,6 +195,19 @@ _CROCO = (
         sources=(_NANO_WEIGHTS,),
         recipe="croco_nano",
         training=_NANO_TRAINING,
+    ),
+    Variant(
+        architecture="croco_nano_patch8_64_mae",
+        tag="",
+        family="croco",
+        form="pretraining",
+        description="The small CroCo's encoder as a masked autoencoder, for comparison: no second view, no weights",
+        args={**_NANO, **_NANO_DECODER},
+        parameters=2_659_840,
+        license="Apache-2.0",
+        paper=MAE_PAPER,
+        input_size=(3, 64, 64),
+        recipe="mae_nano",
     ),
     Variant(
         architecture="croco_base_patch16_224",

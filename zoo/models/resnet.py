@@ -7,7 +7,7 @@ Favaro, ECCV 2016) all train the same plain ResNet-50; they differ in the heads,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch.nn.functional as F
 from timm.models.resnet import Bottleneck, ResNet
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from zoo.models._build import ZooModel, register_family
 from zoo.weights import Drop, Fresh, KeyRules, Rename
 
+_CFG = dict(fixed_input_size=False, pool_size=(7, 7), interpolation="bilinear", crop_pct=0.875)
 _UNCOUNTED = Fresh("*.num_batches_tracked", 0, "checkpoints of older torch don't count the batches")
 _VISSL_HEADS = Drop("heads.*", "the head of the pretext task, under names that the zoo doesn't know")
 
@@ -30,7 +31,8 @@ class PretextResNet(ResNet, ZooModel):
     head_name = "fc"
     first_conv = "conv1"
     default_out_indices = (0, 1, 2, 3, 4)
-    cfg = dict(fixed_input_size=False, pool_size=(7, 7), interpolation="bilinear", crop_pct=0.875)
+    cfg = _CFG
+    conv1: Any
 
     def __init__(
         self,
@@ -39,13 +41,13 @@ class PretextResNet(ResNet, ZooModel):
         width: int = 1,
         **kwargs: Any,
     ) -> None:
-        super().__init__(Bottleneck, tuple(layers), channels=tuple(width * c for c in channels), **kwargs)
+        super().__init__(Bottleneck, tuple(layers), channels=tuple(width * c for c in channels), **kwargs)  # type: ignore[arg-type]
         if width > 1:
             self._widen_stem(width * 64)
 
     def _widen_stem(self, stem: int) -> None:
         """Give the stem, which timm fixes at 64 channels, `stem` of them, and the first block that many inputs."""
-        block = self.layer1[0]
+        block: Any = self.get_submodule("layer1.0")
         self.conv1 = _resized(self.conv1, self.in_chans, stem)
         self.bn1 = type(self.bn1)(stem, device=self.conv1.weight.device, dtype=self.conv1.weight.dtype)
         block.conv1 = _resized(block.conv1, stem, block.conv1.out_channels)
@@ -84,14 +86,10 @@ class PretextModel(ZooModel):
 
     head_name = "heads"
     first_conv = "encoder.conv1"
-    cfg = PretextResNet.cfg
+    cfg = _CFG
     features_only_advice = "{} has the heads of its pretext task; create the encoder's architecture with features_only."
-    layouts = {
-        "VISSL": KeyRules(Rename("trunk._feature_blocks.*", "encoder.*"), _VISSL_HEADS, _UNCOUNTED),
-        "VISSL, older": KeyRules(Rename("_feature_blocks.*", "encoder.*"), _VISSL_HEADS, _UNCOUNTED),
-    }
     num_classes = 0
-    heads: nn.Module
+    heads: Any
 
     def __init__(self, **encoder_args: Any) -> None:
         super().__init__()
@@ -104,6 +102,12 @@ class PretextModel(ZooModel):
 
     def no_weight_decay(self) -> set[str]:
         return set()
+
+
+PretextModel.layouts = {
+    "VISSL": KeyRules(Rename("trunk._feature_blocks.*", "encoder.*"), _VISSL_HEADS, _UNCOUNTED),
+    "VISSL, older": KeyRules(Rename("_feature_blocks.*", "encoder.*"), _VISSL_HEADS, _UNCOUNTED),
+}
 
 
 # ----------------------------------------------------------------------------------------------- PIRL
@@ -174,15 +178,6 @@ class JigsawClusteringModel(PretextModel):
     dim: of the embeddings. encoder_args: PretextResNet's.
     """
 
-    layouts: ClassVar = {
-        "Jigsaw Clustering reference": KeyRules(
-            Rename("module.encoder.fc_clu.*", "heads.fc_clu.*"),
-            Rename("module.encoder.fc_loc.*", "heads.fc_loc.*"),
-            Rename("module.encoder.*", "encoder.*"),
-            _UNCOUNTED,
-        )
-    }
-
     def __init__(self, dim: int = 128, device=None, dtype=None, **encoder_args: Any) -> None:
         super().__init__(device=device, dtype=dtype, **encoder_args)
         self.heads = JigsawClusteringHeads(self.num_features, dim, device, dtype)
@@ -197,6 +192,16 @@ class JigsawClusteringModel(PretextModel):
     def forward(self, montages: Tensor) -> tuple[Tensor, Tensor]:
         """Montages (B, C, H, W) -> unit vectors (B, 4, dim) and location logits (B, 4, 4) of their cells."""
         return self.heads(self.forward_cells(montages))
+
+
+JigsawClusteringModel.layouts = {
+    "Jigsaw Clustering reference": KeyRules(
+        Rename("module.encoder.fc_clu.*", "heads.fc_clu.*"),
+        Rename("module.encoder.fc_loc.*", "heads.fc_loc.*"),
+        Rename("module.encoder.*", "encoder.*"),
+        _UNCOUNTED,
+    )
+}
 
 
 # --------------------------------------------------------------------------------------------- Jigsaw

@@ -49,7 +49,8 @@ class _Classification(Objective):
                 f"{type(self).__name__} needs labeled images, and these have no labels; sort them into one folder a "
                 "class, or choose another objective."
             )
-        if model.num_classes != classes:
+        named = bool(source.classes)  # numbers alone may lack the last ones
+        if model.num_classes < classes or (named and model.num_classes != classes):
             raise RecipeError(
                 f"The images have {classes} classes and the model has {model.num_classes}; set "
                 f"model_args.num_classes={classes}."
@@ -124,7 +125,11 @@ class Classification(_Classification):
         seed_python(int(torch.randint(2**32, ())))  # timm's erasing and mixing draw from Python and NumPy
         if self.erasing:
             images = RandomErasing(self.erasing, mode="pixel", device=images.device)(images)
-        return (images, labels) if self.mix is None else self.mix(images, labels)
+        if self.mix is None:
+            return images, labels
+        if len(images) % 2:
+            raise RecipeError("Mixing pairs the images of a process; choose a batch_size that makes them even.")
+        return self.mix(images, labels)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """image (B, 3, H, W) uint8 and label (B,) -> the loss, and without mixing the hits in percent."""

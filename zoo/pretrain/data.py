@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.errors import RecipeError
+from zoo.pretrain.curriculum import Curriculum
 from zoo.pretrain.images import HubImages, ImageFolder, ImageShards
 from zoo.pretrain.pairs import ImagePairs
 from zoo.pretrain.patterns import PatternImages
 from zoo.pretrain.scenes import SceneConfig, SceneImages, ScenePairs
+from zoo.pretrain.scenes_torch import DrawnScenes
 
 ENDLESS = 2**62
 """Length of procedural sources: their every sample is new."""
@@ -31,7 +34,7 @@ def make_source(settings: dict[str, Any], seed: int, sample: str) -> Any:
     settings = dict(settings)
     kind = settings.pop("source", None)
     sources: dict[tuple[Any, str], Callable[[dict[str, Any], int], Any]] = {
-        ("scenes", "pair"): _scene_pairs,
+        ("scenes", "pair"): _training_pairs,
         ("scenes", "image"): _scene_images,
         ("pairs", "pair"): _photo_pairs,
         ("patterns", "image"): _pattern_images,
@@ -43,6 +46,15 @@ def make_source(settings: dict[str, Any], seed: int, sample: str) -> Any:
         known = [name for name, of in sources if of == sample]
         raise RecipeError(f"There is no data source '{kind}' of {sample}s; choose {' or '.join(known)}.")
     return sources[kind, sample](settings, seed)
+
+
+def _training_pairs(settings: dict[str, Any], seed: int) -> ScenePairs | DrawnScenes:
+    """render: "workers" (the default) or "device", which gets the scenes drawn but not rendered; see `to_device`."""
+    render = settings.pop("render", "workers")
+    if render not in ("workers", "device"):
+        raise RecipeError(f"Scenes can't be rendered by '{render}'; choose workers or device.")
+    pairs = _scene_pairs(settings, seed)
+    return DrawnScenes(pairs) if render == "device" else pairs
 
 
 def _scene_pairs(settings: dict[str, Any], seed: int) -> ScenePairs:
@@ -103,13 +115,22 @@ def seed_python(seed: int) -> None:
 class _Prepared(Dataset):
     """Samples by (place in the source, draw number): the transform's randomness comes from the draw number."""
 
-    def __init__(self, source: Any, transform: Callable[[dict[str, Any], int], dict[str, Any]], seed: int) -> None:
-        self.source, self.transform, self.seed = source, transform, seed
+    def __init__(
+        self,
+        source: Any,
+        transform: Callable[[dict[str, Any], int], dict[str, Any]],
+        seed: int,
+        curriculum: Curriculum | None,
+    ) -> None:
+        self.source, self.transform, self.seed, self.curriculum = source, transform, seed, curriculum
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         index, draw = key
         seed = int(np.random.SeedSequence([self.seed, draw]).generate_state(1, np.uint64)[0] >> 1)
-        sample = {"index": index, **self.source[index]}
+        source = self.source
+        if self.curriculum is not None and (changes := self.curriculum.data(draw)):
+            source = source.changed(**changes)
+        sample = {"index": index, **source[index]}
         with torch.random.fork_rng(devices=[]):
             # for the transforms of torchvision and timm, which take no generator
             torch.default_generator.manual_seed(seed)
@@ -195,13 +216,20 @@ def make_loader(
     sampler: StepSampler | EachOnce,
     workers: int,
     pin_memory: bool,
+    curriculum: Curriculum | None = None,
 ) -> DataLoader:
     """A DataLoader over `sampler`'s batches; what it gives does not depend on the number of workers."""
     return DataLoader(
-        _Prepared(source, transform, sampler.seed),
+        _Prepared(source, transform, sampler.seed, curriculum),
         batch_sampler=sampler,
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_leave_ctrl_c_to_the_main_process,
     )
+
+
+def to_device(batch: dict[str, Tensor], source: Any, device: torch.device) -> dict[str, Tensor]:
+    """A batch of the loader on the device, where scenes that are only drawn become images."""
+    batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    return source.render_batch(batch) if isinstance(source, DrawnScenes) else batch

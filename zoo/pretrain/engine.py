@@ -37,13 +37,14 @@ from zoo.models.croco import create_pair_model
 from zoo.pretrain import data
 from zoo.pretrain.classify import Classification, LinearProbe
 from zoo.pretrain.cross_view import CrossViewCompletion
-from zoo.pretrain.data import ENDLESS, StepSampler, make_loader
+from zoo.pretrain.curriculum import Curriculum
+from zoo.pretrain.data import ENDLESS, StepSampler, make_loader, to_device
 from zoo.pretrain.jigsaw import Jigsaw
 from zoo.pretrain.jigsaw_clustering import JigsawClustering
 from zoo.pretrain.masked import MaskedFeatureModeling, MaskedImageModeling, MaskedTokenModeling
 from zoo.pretrain.objective import Objective
 from zoo.pretrain.pirl import Pirl
-from zoo.pretrain.recipe import Recipe, Schedule
+from zoo.pretrain.recipe import Recipe, Schedule, parse_recipe
 from zoo.pretrain.validate import check_validation, validate
 from zoo.weights import save_safetensors
 from zoo.weights.files import write_json
@@ -183,6 +184,19 @@ def make_objective(recipe: Recipe, source: Any, model: nn.Module | None = None) 
         raise RecipeError(f"The settings of the objective '{name}' don't fit ({error}).") from error
 
 
+def make_curriculum(recipe: Recipe, source: Any, objective: Objective) -> Curriculum:
+    """The settings that change with the step, once source and objective have taken the values of all points; the
+    objective is left with those of step 0."""
+    curriculum = Curriculum(recipe.curriculum, recipe.batch_size)
+    for step in reversed(curriculum.steps()):
+        if changes := curriculum.data(step * recipe.batch_size):
+            if not hasattr(source, "changed"):
+                raise RecipeError(f"Only scenes can change their {', '.join(changes)}; leave it out of the curriculum.")
+            source.changed(**changes)
+        objective.configure(**curriculum.objective(step))
+    return curriculum
+
+
 def make_optimizer(recipe: Recipe, objective: Objective) -> torch.optim.Optimizer:
     """timm's optimizer; each of its groups has `lr_scale`, its share of the learning rate."""
     settings = recipe.optimizer
@@ -247,9 +261,10 @@ def train(
     source = make_source(recipe)
     plan = make_plan(recipe, len(source))
     objective = make_objective(recipe, source)
+    curriculum = make_curriculum(recipe, source, objective)
     held_out = make_validation_source(recipe)
     if held_out is not None:
-        check_validation(objective, held_out)
+        check_validation(objective, source, held_out)
     if recipe.sync_batchnorm and world > 1:
         objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
     optimizer = make_optimizer(recipe, objective)
@@ -270,7 +285,7 @@ def train(
         world,
         getattr(source, "order", None),
     )
-    loader = make_loader(source, objective.transform, sampler, workers, accelerator.device.type == "cuda")
+    loader = make_loader(source, objective.transform, sampler, workers, accelerator.device.type == "cuda", curriculum)
     batches = iter(loader)
 
     bar = tqdm(
@@ -285,12 +300,13 @@ def train(
     wrapped.train()
     with _StopSignal() as stop:
         for step in range(start, plan.steps):
+            objective.configure(**curriculum.objective(step))
             lr = plan.learning_rate(step)
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["lr_scale"]
             parts: list[Tensor] = []
             for part in range(accumulate):
-                batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in _next(batches).items()}
+                batch = to_device(_next(batches), source, accelerator.device)
                 torch.manual_seed(_seed(recipe.seed, step, part, rank))
                 with accelerator.accumulate(wrapped):
                     outcome = wrapped(batch)
@@ -351,15 +367,16 @@ def dry_run(recipe: Recipe, *, workers: int = 0, accumulate: int = 1, steps: int
     source = make_source(recipe)
     plan = make_plan(recipe, len(source))
     objective = make_objective(recipe, source)
+    curriculum = make_curriculum(recipe, source, objective)
     parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     wrapped, optimizer = accelerator.prepare(objective, make_optimizer(recipe, objective))
     micro = recipe.batch_size // (accumulate * accelerator.num_processes)
     sampler = StepSampler(len(source), micro, recipe.seed, 0, steps + 1, 1, 0, 1, getattr(source, "order", None))
-    loader = make_loader(source, objective.transform, sampler, workers, accelerator.device.type == "cuda")
+    loader = make_loader(source, objective.transform, sampler, workers, accelerator.device.type == "cuda", curriculum)
     seconds = []
     start = time.monotonic()
     for batch in loader:
-        loss = wrapped({k: v.to(accelerator.device) for k, v in batch.items()})["loss"]
+        loss = wrapped(to_device(batch, source, accelerator.device))["loss"]
         accelerator.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
@@ -393,6 +410,7 @@ def show_batch(recipe: Recipe, samples: int = 4) -> Figure:
     sampler = StepSampler(len(source), samples, recipe.seed, 0, 1, 1, 0, 1)
     ((*keys,),) = sampler
     batch = _next(iter(make_loader(source, objective.transform, sampler, workers=0, pin_memory=False)))
+    batch = to_device(batch, source, torch.device("cpu"))
     torch.manual_seed(_seed(recipe.seed, 0, 0, 0))
     figure = objective.show([source[index] for index, _ in keys], batch)
     figure.suptitle(f"{recipe.name}: what the network sees", fontsize=13, fontweight="bold")
@@ -422,8 +440,9 @@ class _Run:
         with safe_open(self.checkpoint, "pt") as file:
             state = json.loads(file.metadata()["run"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}
-        ours, theirs = json.loads(json.dumps(self.recipe.to_dict())), state["recipe"]
-        if changed := sorted(key for key in ours if ours[key] != theirs.get(key)):
+        saved_recipe = parse_recipe(state["recipe"], str(self.checkpoint))  # an older version's lacks newer settings
+        ours, theirs = (json.loads(json.dumps(recipe.to_dict())) for recipe in (self.recipe, saved_recipe))
+        if changed := sorted(key for key in ours if ours[key] != theirs[key]):
             raise TrainingError(
                 f"{self.folder} holds a run with other settings ({', '.join(changed)}); choose another --output, or "
                 "start it again with the settings in its recipe.yaml."

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 from torchvision.transforms import v2 as transforms
 
+from zoo.errors import RecipeError
 from zoo.pictures import draw_images
 
 if TYPE_CHECKING:
@@ -56,6 +57,17 @@ class Objective(nn.Module):
         return draw_images(
             rows, ("in the data", *images), "", "Augmented at random, as in training.", labels, panel=2.4
         )
+
+    def configure(self, **settings: Any) -> None:
+        """Take other values of settings, before a step whose number they depend on (a recipe's curriculum).
+
+        Raises RecipeError (a ValueError) for a setting that can't change.
+        """
+        if settings:
+            raise RecipeError(
+                f"{type(self).__name__} has no setting {' or '.join(settings)} that can change with the step; leave it "
+                "out of the curriculum."
+            )
 
     def trained(self) -> nn.Module:
         """What a finished run gives: the model, whose weights are written."""

@@ -11,16 +11,18 @@ from zoo.errors import RecipeError
 from zoo.pretrain.data import ENDLESS, EachOnce, make_loader
 
 
-def check_validation(objective: Any, source: Any) -> None:
-    """Raise RecipeError (a ValueError) unless the objective can be judged on the source."""
+def check_validation(objective: Any, source: Any, held_out: Any) -> None:
+    """Raise RecipeError (a ValueError) unless an objective that trains on `source` can be judged on `held_out`."""
     if not hasattr(objective, "judge"):
         raise RecipeError(f"{type(objective).__name__} has nothing to validate; leave out the recipe's validation.")
-    if len(source) >= ENDLESS:
+    if len(held_out) >= ENDLESS:
         raise RecipeError("Endless data can't be validated on; set validation.samples.")
-    if source.num_classes != objective.model.num_classes:
+    classes = getattr(held_out, "num_classes", 0)
+    names = [of.classes for of in (source, held_out) if getattr(of, "classes", ())]
+    if not 0 < classes <= objective.model.num_classes or names[1:] not in ([], names[:1]):
         raise RecipeError(
-            f"The validation images have {source.num_classes} classes and the model has {objective.model.num_classes}; "
-            "set validation.path to the same classes' images."
+            f"The validation images, of {classes} classes, are not of those that are trained on; set validation.path "
+            "(or validation.split) to images of the same classes."
         )
 
 
