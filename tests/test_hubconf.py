@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import timm
+from hub_server import HubServer
 
+from zoo import publish
 from zoo.catalog import VARIANTS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -37,10 +41,12 @@ def elsewhere(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(code: str, clone: Path, cwd: Path) -> str:
+def run(code: str, clone: Path, cwd: Path, **environment: str) -> str:
     """What the code prints, with errors at its end."""
     code = HUB.format(clone=str(clone)) + code
-    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=120
+    )
     return done.stdout + done.stderr
 
 
@@ -65,7 +71,7 @@ print(zoo.__file__, sys.path == before, tuple(model(torch.zeros(1, 3, 64, 64)).s
     assert names.split() == sorted({variant.architecture for variant in VARIANTS})
     for variant in VARIANTS:
         assert f"{variant.tag}: {variant.description} ({variant.license})" in texts or not variant.tag
-    assert texts.count("weights: load those of this tag, or a local file") == len(names.split())
+    assert texts.count("weights: load those of this tag; or of a repository on the Hub") == len(names.split())
     assert loaded.split(" ", 1) == [str(clone / "zoo" / "__init__.py"), "True (1, 7)\n"]
 
 
@@ -108,7 +114,8 @@ load("crocov2_base_patch16_224", weights="habitat")
     assert (first, second) == ("True", "True")
     assert tagged == "('crocov2_base_patch16_224.habitat_real_basedec', {'pretrained': True, 'img_size': 320})"
     assert output.endswith(
-        "UnknownVariantError: 'habitat' is neither a tag of crocov2_base_patch16_224 nor a file; "
+        "UnknownVariantError: 'habitat' is neither a tag of crocov2_base_patch16_224, nor a file or folder that is "
+        "there, nor a repository on the Hub (OWNER/NAME or OWNER/NAME@REVISION); "
         "its tags are: habitat_real_smalldec, habitat_real_basedec.\n"
     )
 
@@ -119,3 +126,97 @@ def test_another_module_called_zoo_that_is_imported_already_is_named(clone: Path
         f"ImportError: The models in {clone} need the package zoo from that folder, but {elsewhere / 'zoo.py'} was "
         "imported under this name before; load them in a fresh Python process.\n"
     )
+
+
+# Finds "another zoo" before sys.path is asked, as the import hooks of editable installs may.
+FINDER = """
+import importlib.abc, importlib.util
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        return importlib.util.spec_from_file_location(name, "zoo.py") if name == "zoo" else None
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_own_package_whatever_else_is_called_zoo(clone: Path, elsewhere: Path) -> None:
+    output = run(f"import sys\n{FINDER}\nmodel = load({NANO!r})\nimport zoo; print(zoo.__file__)", clone, elsewhere)
+    assert output == f"{clone / 'zoo' / '__init__.py'}\n"
+    code = f"""
+import sys, types
+sys.modules["zoo"] = types.ModuleType("zoo")  # a folder without __init__.py is a package too, without a file
+sys.modules["zoo"].__path__ = ["/somewhere/my zoo"]
+load({NANO!r})
+"""
+    output = run(code, clone, elsewhere)
+    assert "from that folder, but /somewhere/my zoo was imported under this name before; load them in a fresh" in output
+
+
+def test_repositories_of_the_hub(clone: Path, elsewhere: Path, tmp_path: Path) -> None:
+    """By name, by revision, without network once they are here, and what is said when they can't be had."""
+    tiny = timm.create_model(NANO, embed_dim=48, depth=1, num_heads=3, img_size=16)
+    folder = publish.export_model(tiny, tmp_path / "published", "owner/tiny")
+    files = {name: (folder / name).read_bytes() for name in publish.listing(folder)}
+    with HubServer(tmp_path / "server") as hub:
+        hub.add_repo("owner/tiny", files)
+        hub.add_repo("owner/gated", files, gated=True)
+        hub.add_repo("owner/private", files, private=True)
+        hub.add_repo("owner/empty", {"model.safetensors": files["model.safetensors"]})
+        commit = hub.repos["owner/tiny"].refs["main"]
+        hub.add_files("owner/tiny", {"config.json": b"broken"})
+        environment = hub.environment(tmp_path / "home", ZOO_CACHE=str(tmp_path / "cache"))
+        code = f"""
+model = load({NANO!r}, weights="owner/tiny@{commit}")
+print(sum(p.numel() for p in model.parameters()))
+wider = load({NANO!r}, weights="owner/tiny@{commit}", img_size=64, num_classes=3)
+print(tuple(wider(torch.zeros(1, 3, 64, 64)).shape))
+folder = load({NANO!r}, weights={str(folder)!r})
+print(all(torch.equal(value, folder.state_dict()[key]) for key, value in model.state_dict().items()))
+for name, weights in (
+    ("{NANO}_dec128d4", "owner/tiny@{commit}"), ({NANO!r}, "owner/tiny"), ({NANO!r}, "owner/gated"),
+    ({NANO!r}, "owner/private"), ({NANO!r}, "owner/empty"), ({NANO!r}, "owner/tiny@v2"), ({NANO!r}, "a/b.safetensors"),
+):
+    try:
+        load(name, weights=weights)
+    except Exception as error:
+        print(f"{{type(error).__name__}}: {{error}}")
+"""
+        output = run(code, clone, elsewhere, **environment).splitlines()
+        assert output[1:3] == ["(1, 3)", "True"] and int(output[0]) == sum(p.numel() for p in tiny.parameters())
+        config = "WeightsUnavailableError: config.json of owner/"
+        page = f"{hub.url}/owner"
+        for line, message in zip(
+            [line for line in output if "Error: " in line],
+            (
+                f"CheckpointMismatchError: hf-hub:owner/tiny@{commit} is a {NANO}, not a {NANO}_dec128d4; load it by",
+                "CheckpointMismatchError: hf-hub:owner/tiny has no config.json that names an architecture",
+                f"{config}gated can't be had from the Hub: it is gated: ask for access at {page}/gated, and log in",
+                f"{config}private can't be had from the Hub: there is no repository {page}/private, or it is private",
+                f"{config}empty can't be had from the Hub: there is no such file: see {page}/empty/tree/main",
+                f"{config}tiny at v2 can't be had from the Hub: there is no such revision",
+                "UnknownVariantError: 'a/b.safetensors' is neither a tag",
+            ),
+            strict=True,
+        ):
+            assert line.startswith(message), line
+        hub.repos["owner/private"].gated = True  # whose members may read it all the same
+        code = f"""
+import os
+for token, repo in (({hub.owner_token!r}, "owner/private"), ({hub.guest_token!r}, "owner/gated")):
+    os.environ["HF_TOKEN"] = token
+    print(type(load({NANO!r}, weights=repo)).__name__)
+"""
+        output = run(code, clone, elsewhere, **environment).splitlines()
+        assert output[0] == "CrocoEncoder"
+        assert output[-1].endswith(f"it is gated and your login has no access to it: ask for it at {page}/gated.")
+    # the server is gone
+    code = f"""
+print(type(load({NANO!r}, weights="owner/tiny@{commit}")).__name__)
+load({NANO!r}, weights="owner/other")
+"""
+    for more in ({}, {"HF_HUB_OFFLINE": "1"}):
+        output = run(code, clone, elsewhere, **environment, **more)
+        assert output.startswith("CrocoEncoder\n")
+        assert (
+            "HF_HUB_OFFLINE is set and it is not in the Hub's cache" if more else "127.0.0.1 can't be reached"
+        ) in output
+    assert not (tmp_path / "cache").exists()  # local files are read where they lie, and the Hub has its own cache

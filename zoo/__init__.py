@@ -20,10 +20,16 @@ if TYPE_CHECKING:
     from zoo.lookup import find_variant
     from zoo.models import fetch
     from zoo.models.croco import create_pair_model
+    from zoo.publish import push_to_hub
 
-_PUBLIC = {"create_pair_model": "zoo.models.croco", "fetch": "zoo.models", "find_variant": "zoo.lookup"}
+_PUBLIC = {
+    "create_pair_model": "zoo.models.croco",
+    "fetch": "zoo.models",
+    "find_variant": "zoo.lookup",
+    "push_to_hub": "zoo.publish",
+}
 
-__all__ = ["__version__", "create_pair_model", "fetch", "find_variant"]
+__all__ = ["__version__", "create_pair_model", "fetch", "find_variant", "push_to_hub"]
 
 
 def __getattr__(name: str) -> Any:

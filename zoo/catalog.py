@@ -491,6 +491,7 @@ _HIVIT = (
         license="Apache-2.0",
         paper=HIVIT_PAPER,
         input_size=(3, 64, 64),
+        recipe="hivit_nano",
     ),
     Variant(
         architecture="hivit_nano_patch16_64",
@@ -503,6 +504,7 @@ _HIVIT = (
         license="Apache-2.0",
         paper=HIVIT_PAPER,
         input_size=(3, 64, 64),
+        recipe="hivit_nano",
     ),
     Variant(
         architecture="hivit_tiny_patch16_224",
@@ -582,6 +584,7 @@ _ITPN = (
         license="Apache-2.0",
         paper=ITPN_PAPER,
         input_size=(3, 64, 64),
+        recipe="itpn_nano_pixel",
     ),
     Variant(
         architecture="itpn_nano_patch16_64_ema",
@@ -594,6 +597,7 @@ _ITPN = (
         license="Apache-2.0",
         paper=ITPN_PAPER,
         input_size=(3, 64, 64),
+        recipe="itpn_nano_ema",
     ),
     Variant(
         architecture="itpn_nano_patch16_64",
@@ -606,6 +610,7 @@ _ITPN = (
         license="Apache-2.0",
         paper=ITPN_PAPER,
         input_size=(3, 64, 64),
+        recipe="itpn_nano_pixel",
     ),
     Variant(
         architecture="itpn_base_patch16_224",

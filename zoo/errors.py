@@ -51,3 +51,7 @@ class TrainingError(ZooError, RuntimeError):
 
 class DivergedError(TrainingError, ArithmeticError):
     """The loss became NaN or infinite."""
+
+
+class PublishError(ZooError, RuntimeError):
+    """Weights that can't or must not be published, or a Hub that does not take them."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
 from timm.models import (
     PretrainedCfg,
     adapt_input_conv,
@@ -31,9 +31,18 @@ from zoo.errors import CheckpointMismatchError, WeightsUnavailableError
 from zoo.layers.positions import GridTable
 from zoo.lookup import find_variant
 from zoo.weights import Checkpoint, KeyRules
-from zoo.weights.sources import BUNDLED, HUB_FILENAME
+from zoo.weights.hub import HUB_FILENAME, hub_file, split_id
+from zoo.weights.sources import BUNDLED
 
 _logger = logging.getLogger("zoo")
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """Whose weights a model started from. name: a variant, a repository of the Hub or a file. license: theirs."""
+
+    name: str
+    license: str
 
 
 class ZooModel(nn.Module):
@@ -55,6 +64,9 @@ class ZooModel(nn.Module):
     num_classes: int
     patch_size: int
     pretrained_cfg: dict[str, Any]  # timm sets it
+
+    ancestor: Ancestor | None = None
+    """Whose license the weights keep; None for those of a model that started at random."""
 
     def init_weights(self) -> None:
         """Draw all parameters anew."""
@@ -135,6 +147,7 @@ class ZooModel(nn.Module):
                     module.reset_parameters()
             head.apply(init_linear)
             _logger.warning("%s: %s is not in %s and starts at random, to be trained.", name, self.head_name, path)
+        self.ancestor = _ancestor(checkpoint, getattr(self, "pretrained_cfg", {}).get("license") or "")
 
     def _adapt_in_chans(self, state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
         key = self.first_conv + ".weight"
@@ -252,8 +265,9 @@ def _create(
     if variant.form != "encoder" and kwargs.pop("features_only", False):
         raise ValueError(model_cls.features_only_advice.format(variant.architecture))
     overlay = dict(pretrained_cfg_overlay or {})
+    origin = None
     if pretrained:
-        path = _weights_file(variant, pretrained_cfg, overlay, cache_dir)
+        path, origin = _weights_file(variant, pretrained_cfg, overlay, cache_dir)
         overlay.update(file=str(path), custom_load=True, source=None)
     model = build_model_with_cfg(
         model_cls,
@@ -267,6 +281,11 @@ def _create(
         device="meta" if pretrained else device,
         **{**variant.args, **kwargs},
     )
+    if origin is not None and isinstance(model, ZooModel):
+        license = model.ancestor.license if model.ancestor else model.pretrained_cfg.get("license", "")
+        model.ancestor = Ancestor(origin, license)
+    # timm adds the caller's; so a published config says all of them
+    model._model_args = dict(variant.args)  # type: ignore[assignment]
     return model.to(device) if pretrained and device is not None else model
 
 
@@ -275,8 +294,11 @@ def _weights_file(
     pretrained_cfg: Any,
     overlay: dict[str, Any],
     cache_dir: str | Path | None,
-) -> Path:
-    """The local file that `pretrained=True` means: the user's own, a Hub repository's, or the catalog's."""
+) -> tuple[Path, str | None]:
+    """The local file that `pretrained=True` means: the user's own, a Hub repository's, or the catalog's.
+
+    With the name of the repository or variant, None for the user's own.
+    """
     cfg = resolve_pretrained_cfg(variant.architecture, pretrained_cfg, overlay).to_dict()
     # what the caller named, be it timm for a Hub repository or folder, goes before the catalog
     named = (pretrained_cfg.to_dict() if isinstance(pretrained_cfg, PretrainedCfg) else pretrained_cfg) or {}
@@ -288,18 +310,33 @@ def _weights_file(
         )
     if named.get("file"):
         path = Path(named["file"])
-        return path / HUB_FILENAME if path.is_dir() else path
+        return path / HUB_FILENAME if path.is_dir() else path, None
     if named.get("hf_hub_id"):
-        repo, _, revision = named["hf_hub_id"].partition("@")
-        filename = named.get("hf_hub_filename") or HUB_FILENAME
-        return Path(hf_hub_download(repo, filename, revision=revision or None, cache_dir=cache_dir))
+        repo, revision = split_id(named["hf_hub_id"])
+        return hub_file(repo, named.get("hf_hub_filename") or HUB_FILENAME, revision, cache_dir), repo
     tag = cfg.get("tag") or ""
     if not tag:
         raise WeightsUnavailableError(
             f"{variant.architecture} has no published weights; create it with pretrained=False, train it with "
             "`zoo train`, or pass a file as pretrained_cfg_overlay=dict(file=...)."
         )
-    return fetch(f"{variant.architecture}.{tag}")
+    name = f"{variant.architecture}.{tag}"
+    return fetch(name), name
+
+
+def _ancestor(checkpoint: Checkpoint, license: str) -> Ancestor | None:
+    """Whose weights a checkpoint holds, by what it says; None for those of a run that started at random.
+
+    license: of the architecture's published weights, as which a file that says nothing counts: a checkpoint of the
+    authors keeps their license, whatever its name.
+    """
+    about, name = checkpoint.extra, checkpoint.path.name
+    if "license" in about:
+        return Ancestor(str(about.get("base_model", name)), str(about["license"]))
+    if "recipe" in about:
+        return None
+    name = str(about.get("variant", name))
+    return Ancestor(name, next((v.license.lower() for v in VARIANTS if v.name == name), license))
 
 
 def _check_state(

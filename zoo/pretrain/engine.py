@@ -36,11 +36,17 @@ from zoo.models.croco import create_pair_model
 from zoo.pretrain import data
 from zoo.pretrain.cross_view import CrossViewCompletion
 from zoo.pretrain.data import ENDLESS, StepSampler, make_loader
+from zoo.pretrain.masked import MaskedFeatureModeling, MaskedImageModeling, MaskedTokenModeling
 from zoo.pretrain.objective import Objective
 from zoo.pretrain.recipe import Recipe, Schedule
 from zoo.weights import save_safetensors
 
-OBJECTIVES: dict[str, type[Objective]] = {"cross_view_completion": CrossViewCompletion}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "cross_view_completion": CrossViewCompletion,
+    "masked_image_modeling": MaskedImageModeling,
+    "masked_feature_modeling": MaskedFeatureModeling,
+    "masked_token_modeling": MaskedTokenModeling,
+}
 """Objectives by the name that recipes use."""
 
 
@@ -374,7 +380,7 @@ class _Run:
         shown = {name: f"{mean:.4f}" for name, mean in means.items()}
         return dict(**shown, images_s=f"{row['images_per_second']:.0f}")
 
-    def save(self, step: int, objective: nn.Module, optimizer: Any) -> None:
+    def save(self, step: int, objective: Any, optimizer: Any) -> None:
         """Write everything needed to go on, in one file that appears whole or not at all.
 
         Raises DivergedError for weights that are not finite: a run could never go on from those.
@@ -388,6 +394,7 @@ class _Run:
             step=step,
             seconds=self.seconds_before + time.monotonic() - self.opened,
             recipe=self.recipe.to_dict(),
+            ancestry=_ancestry(objective.model),
         )
         save_safetensors(tensors, self.checkpoint, {"run": json.dumps(state)})
 
@@ -395,10 +402,16 @@ class _Run:
         """Write the trained model's weights and the loss curve."""
         about = dict(architecture=self.recipe.model, recipe=self.recipe.name, steps=str(self.plan.steps))
         about["model_args"] = json.dumps(self.recipe.model_args)
-        save_safetensors(model.state_dict(), self.weights, about)
+        save_safetensors(model.state_dict(), self.weights, {**about, **_ancestry(model)})
         self.board.close()
         if self.rows:  # the log may be gone while the checkpoint is there
             draw_loss(self.rows, self.folder / "loss.png", self.recipe.name)
+
+
+def _ancestry(model: nn.Module) -> dict[str, str]:
+    """What weights that started from others say of those: `zoo push` keeps their license."""
+    ancestor = getattr(model, "ancestor", None)
+    return dict(base_model=ancestor.name, license=ancestor.license) if ancestor else {}
 
 
 def draw_loss(rows: list[dict[str, Any]], path: Path, title: str) -> None:

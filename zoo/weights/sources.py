@@ -1,8 +1,9 @@
 """The one way from a variant to a verified local .safetensors file.
 
 In this order: a file inside the package, the user's mirror folder (ZOO_WEIGHTS), the cache, the Hugging Face
-Hub, the reference's own checkpoint, converted. Whatever comes over the network ends up in the cache with a
-record of where it came from, and a digest that was seen once is demanded ever after.
+Hub, the reference's own checkpoint, converted. A variant that is pinned to the Hub comes from nowhere else, unless
+ZOO_UPSTREAM is set. Whatever comes over the network ends up in the cache with a record of where it came from, and a
+digest that was seen once is demanded ever after.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from torch import Tensor
 from zoo.catalog import Source, Variant
 from zoo.errors import CorruptWeightsError, DownloadError, UnsafeCheckpointError, WeightsUnavailableError
 from zoo.weights import files
-from zoo.weights.download import check_reachable, download
+from zoo.weights.download import download
+from zoo.weights.hub import HUB_FILENAME, hub_file
 from zoo.weights.unpickle import Checkpoint, read_checkpoint
 
 _logger = logging.getLogger("zoo")
 
 BUNDLED = Path(__file__).parent / "bundled"
 LOCK_FILE = Path(__file__).parent.parent / "weights.lock.json"
-HUB_FILENAME = "model.safetensors"  # timm's name for it
 
 _Convert = Callable[[Checkpoint], dict[str, Tensor]]
 
@@ -88,9 +89,10 @@ def fetch(variant: Variant, convert: _Convert, *, progress: bool = True) -> Path
             else:
                 _logger.info("%s: weights from %s, now in %s", variant.name, source, path)
                 return path
+    elsewhere = "set ZOO_UPSTREAM=1 to have the authors' own checkpoint converted, " if _binding_pin(variant) else ""
     raise WeightsUnavailableError(
         f"The weights of {variant.name} could not be had from any source ({'; '.join(tried) or 'it has none'}). "
-        f"Connect to the network, name a folder with {variant.name}.safetensors in ZOO_WEIGHTS, convert a "
+        f"Connect to the network, name a folder with {variant.name}.safetensors in ZOO_WEIGHTS, {elsewhere}convert a "
         "checkpoint that you have with `zoo convert`, or use pretrained=False."
     )
 
@@ -176,7 +178,11 @@ def _find_provided(variant: Variant) -> Path | None:
 def _is_cached(variant: Variant, path: Path) -> bool:
     if not path.is_file():
         return False
-    files.check_quick(path)
+    record = files.check_quick(path)
+    pin = _binding_pin(variant)
+    if pin is not None and record.get("sha256") != pin["sha256"]:
+        _logger.info("%s: %s isn't the file that the zoo is pinned to now", variant.name, path)
+        return False
     _logger.info("%s: weights from the cache, %s", variant.name, path)
     return True
 
@@ -217,14 +223,25 @@ class _CatalogSource:
 _KINDS = {"package": "package file ", "url": "", "gdrive": "Google Drive "}
 
 
+def _pin(variant: Variant) -> dict[str, str] | None:
+    return (files.read_json(LOCK_FILE) or {}).get(variant.name)
+
+
+def _binding_pin(variant: Variant) -> dict[str, str] | None:
+    """The pinned repository, if weights may come from nowhere else; None if they may."""
+    return _pin(variant) if os.environ.get("ZOO_UPSTREAM", "") in ("", "0") else None
+
+
 def _remote_sources(variant: Variant) -> list[_HubFile | _CatalogSource]:
     hub: list[_HubFile | _CatalogSource] = []
     organization = os.environ.get("ZOO_HUB_ORG")
-    pin = (files.read_json(LOCK_FILE) or {}).get(variant.name)
+    pin = _pin(variant)
     if pin is not None:
         hub.append(_HubFile(**pin))
     elif organization:
         hub.append(_HubFile(f"{organization}/{variant.name}"))
+    if _binding_pin(variant) is not None:
+        return hub
     return hub + [_CatalogSource(source) for source in variant.sources]
 
 
@@ -297,7 +314,7 @@ def _check_download(path: Path, progress: bool) -> str:
 
 
 def _fetch_from_hub(hub: _HubFile, variant: Variant, path: Path, progress: bool) -> None:
-    found = _hub_download(hub)
+    found = hub_file(hub.repo, hub.filename, hub.revision).resolve()
     digest = files.sha256(found, progress)
     seen_path = cache_dir() / "hub" / f"{variant.name}.json"
     seen = files.read_json(seen_path) or {}
@@ -314,29 +331,6 @@ def _fetch_from_hub(hub: _HubFile, variant: Variant, path: Path, progress: bool)
     _link(found, path)
     location = f"{hub.repo}/{hub.filename}" + (f"@{hub.revision}" if hub.revision else "")
     files.write_record(path, variant=variant.name, kind="hub", location=location, source_sha256=digest)
-
-
-def _hub_download(hub: _HubFile) -> Path:
-    """A file of the Hub in huggingface_hub's own cache, whose retries are spared when there is no network."""
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, HTTPError
-
-    known = try_to_load_from_cache(hub.repo, hub.filename, revision=hub.revision)
-    if isinstance(known, str) and (hub.revision or constants.HF_HUB_OFFLINE):
-        return Path(known).resolve()
-    if constants.HF_HUB_OFFLINE:
-        raise WeightsUnavailableError("not in the Hub's cache, and HF_HUB_OFFLINE is set. Unset it.")
-    try:
-        check_reachable(constants.ENDPOINT)
-        return Path(hf_hub_download(hub.repo, hub.filename, revision=hub.revision)).resolve()
-    except DownloadError:
-        if isinstance(known, str):
-            return Path(known).resolve()
-        raise
-    # The last three: what it raises for repositories' names, failed transfers and a full disk.
-    except (HTTPError, EntryNotFoundError, OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise WeightsUnavailableError(f"{type(error).__name__}, {reason}") from error
 
 
 # ------------------------------------------------------------------------------------------- plumbing
