@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor
 
-import zoo  # noqa: F401  (registers the models)
+import zoo
 from zoo.errors import CheckpointMismatchError
 from zoo.layers.sincos import sincos_table
 from zoo.models import ZooModel
