@@ -23,6 +23,7 @@ from zoo.models import ZooModel
 from zoo.models._masked import MaskedAutoencoder
 from zoo.models.convmae import ConvMAE, ConvMAEPretraining
 from zoo.models.croco import CrocoEncoder, DensePairModel, PairModel
+from zoo.models.fast_itpn import FastITPN
 from zoo.models.hivit import HiViT, HiViTMAE
 from zoo.models.itpn import ITPN, ITPNClip, ITPNPixel
 from zoo.weights import Checkpoint
@@ -280,7 +281,7 @@ def _convmae(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Te
     args = dict(
         img_size=size,
         embed_dim=config["embed_dim"],
-        depth=config["depth"],
+        depths=config["depth"],
         num_heads=config["num_heads"],
         mlp_ratio=config["mlp_ratio"],
         qkv_bias=config.get("qkv_bias", True),
@@ -292,7 +293,7 @@ def _convmae(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Te
         tokens, (stage1, stage2) = model.forward_intermediates(image, [0, 1])
         logits = model(image)
         out = {"stage1": stage1, "stage2": stage2, "stage3": tokens, "logits": logits}
-        return {f"output.{k}": v.detach() for k, v in out.items()} | _gradnorms(model, logits.square().mean())
+        return _detached({f"output.{k}": v for k, v in out.items()}) | _gradnorms(model, logits.square().mean())
 
     model = ConvMAEPretraining(
         decoder_dim=config["decoder_embed_dim"],
@@ -306,6 +307,25 @@ def _convmae(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Te
     return _masked(model, image, tensors["input.mask"].bool(), out)
 
 
+def _fast_itpn(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    stem_ratio, ratio = config["bridge_mlp_ratio"], config["mlp_ratio"]
+    model = FastITPN(
+        img_size=config["img_size"],
+        num_classes=config["num_classes"],
+        embed_dim=config["embed_dim"],
+        depths=(config["depth_stage1"], config["depth_stage2"], config["depth"]),
+        num_heads=config["num_heads"],
+        mlp_ratio=(stem_ratio, stem_ratio, ratio),
+        qkv_bias=config["qkv_bias"],
+        init_values=config["init_values"],
+    ).eval()
+    _load(model, _tell_grid(_part(tensors, "weights."), "pos_embed", _grid(config["img_size"])))
+    features = model.forward_features(tensors["input.image"])
+    logits = model.forward_head(features)
+    out = {"output.pooled": model.forward_head(features, pre_logits=True), "output.logits": logits}
+    return _detached(out) | _gradnorms(model, logits.square().mean())
+
+
 def _masked(model: MaskedAutoencoder, image: Tensor, mask: Tensor, out: dict[str, Tensor]) -> dict[str, Tensor]:
     """Further outputs `out`, and what all masked autoencoders compute: prediction, both losses, gradients."""
     hidden = int(mask[0].sum())
@@ -314,13 +334,14 @@ def _masked(model: MaskedAutoencoder, image: Tensor, mask: Tensor, out: dict[str
         model.norm_target = norm_target
         loss = model.completion_loss(image, mask, hidden)
         out[name] = loss.reshape(1)
-    return {f"output.{k}": v.detach() for k, v in out.items()} | _gradnorms(model, loss)
+    return _detached({f"output.{k}": v for k, v in out.items()}) | _gradnorms(model, loss)
 
 
 _FAMILIES: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], dict[str, Tensor]]] = {
     "convmae": _convmae,
     "croco": _croco,
     "croco_dense": _croco_dense,
+    "fast_itpn": _fast_itpn,
     "hivit": _hivit,
     "itpn": _itpn,
 }

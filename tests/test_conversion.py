@@ -80,6 +80,7 @@ def test_every_key_both_ways(name: str) -> None:
 
 # each public pretraining file: the form that takes all of it, and the backbones in it
 PRETRAINED = {
+    "convmae_base_pretrain": ("convmae_base_patch16_224_mae", ["convmae_base_patch16_224.in1k_1600e"]),
     "hivit_base_mae_pretrain": (
         "hivit_base_patch16_224_mae.mae_in1k_1600e",
         ["hivit_base_patch16_224.mae_in1k_1600e"],
@@ -119,7 +120,7 @@ def test_pretraining_form_both_ways_and_its_backbone(name: str) -> None:
                 assert all(
                     torch.equal(value, torch.full(value.shape, float(key == "fc_norm.weight")))
                     if key.startswith("fc_norm.")
-                    else torch.equal(value, state["encoder." + key])
+                    else torch.equal(value, state["encoder." + key].view(value.shape))
                     for key, value in alone.items()
                 )
                 assert any(key.endswith("ls2.gamma") for key in alone) == clip, "layer scale is never left out"
@@ -130,6 +131,11 @@ def test_pretraining_form_both_ways_and_its_backbone(name: str) -> None:
 
 
 FINETUNED = {
+    "convmae_base_finetuned": ("convmae_base_patch16_224.in1k_1600e_ft_in1k", {}),
+    **{
+        f"fast_itpn_{size}_finetuned": (f"fast_itpn_{size}_patch16_224", {})
+        for size in ("tiny", "small", "base", "large")
+    },
     "hivit_tiny": ("hivit_tiny_patch16_224", {}),
     "hivit_small": ("hivit_small_patch16_224", {}),
     "hivit_base_finetuned": ("hivit_base_patch16_224.mae_in1k_1600e_ft_in1k", {}),
@@ -150,10 +156,27 @@ def test_finetuned_classifier_both_ways(name: str) -> None:
     own = {key: value for key, value in state.items() if not key.startswith("head.")}
     alone: ZooModel = (
         timm.create_model(architecture, device="meta", num_classes=0, features="stages", **args)
-        if ("itpn" in name)
+        if name.startswith("itpn")
         else timm.create_model(architecture, device="meta", num_classes=0, **args)
     )
     assert_equal(alone.convert(Checkpoint(tensors=own, extra={}, path=Path("x"))), own)
+
+
+def test_fast_itpn_backbone_of_other_checkpoints(caplog) -> None:
+    """A pretraining checkpoint has a pyramid and heads; a classifier is left out where none is wanted."""
+    finetuned = reference_checkpoint("fast_itpn_tiny_finetuned").tensors
+    trunk = {key: value for key, value in finetuned.items() if not key.startswith(("fc_norm", "head"))}
+    clip = reference_checkpoint("itpn_base_clip_pretrain").tensors
+    ours = ("blocks.", "patch_embed.", "absolute_pos_embed", "relative_position_index")
+    heads = {key: value for key, value in clip.items() if not key.startswith(ours)}
+    model: ZooModel = timm.create_model("fast_itpn_tiny_patch16_224", device="meta", num_classes=0)
+    whole = model.convert(Checkpoint(tensors=finetuned, extra={}, path=Path("finetuned.pth")))
+    with caplog.at_level("INFO", logger="zoo"):
+        backbone = model.convert(Checkpoint(tensors=trunk | heads, extra={}, path=Path("pretraining.pth")))
+    assert shapes(backbone) == shapes(whole) == shapes(model.state_dict())
+    assert all(torch.equal(value, whole[key]) for key, value in backbone.items() if not key.startswith("fc_norm"))
+    assert any(key.endswith("gamma_1") for key in backbone) and "the pyramid" in caplog.text
+    assert (backbone["fc_norm.weight"] == 1).all() and (backbone["fc_norm.bias"] == 0).all()
 
 
 @pytest.mark.parametrize("name", ["hivit_base_mae_pretrain", "itpn_base_pixel_pretrain", "itpn_base_clip_pretrain"])
@@ -189,6 +212,12 @@ def test_checkpoints_of_other_variants_are_recognized(monkeypatch: pytest.Monkey
     assert "but one of itpn_base_patch16_224.clip_in1k" in text
     text = complaint("hivit_base_patch16_224", "itpn_base_pixel_pretrain")
     assert "but one of itpn_base_patch16_224.pixel_in1k" in text
+    text = complaint("fast_itpn_base_patch16_224", "fast_itpn_small_finetuned")
+    assert "but one of fast_itpn_small_patch16_224.clipl_in1k_ft_in1k" in text
+    text = complaint("fast_itpn_base_patch16_224", "convmae_base_finetuned")
+    assert "but one of convmae_base_patch16_224.in1k_1600e_ft_in1k" in text
+    text = complaint("convmae_base_patch16_224_mae", "hivit_base_mae_pretrain")
+    assert "but one of hivit_base_patch16_224" in text
     text = complaint("itpn_base_patch16_224_pixel", "hivit_base_mae_pretrain")
     assert "but one of hivit_base_patch16_224" in text
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
@@ -28,3 +29,10 @@ def normalize_patches(patches: Tensor) -> Tensor:
     """Patches with their own mean and deviation taken out: the target that the published recipes predict."""
     mean, std = patch_statistics(patches)
     return (patches - mean) / std
+
+
+def patch_linear(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A convolution whose kernel k is its stride, over channels-last maps ..., H, W, C -> ..., H / k, W / k, D."""
+    k = conv.kernel_size[0]
+    x = rearrange(x, "... (h p) (w q) c -> ... h w (p q c)", p=k, q=k)
+    return F.linear(x, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)

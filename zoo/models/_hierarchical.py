@@ -18,10 +18,17 @@ from torch import Tensor, nn
 from zoo.errors import ImageError
 from zoo.layers.positions import Grid, GridTable
 from zoo.models._backbone import GlobalPool, ImageEncoder, check_output_fmt, check_pool, pack_intermediates
+from zoo.weights import Fresh
 
 STAGES = 3
 POOLED = 3  # the level behind the stages
 PATCH = 16  # pixels a side of what the last stage has one token for
+
+FRESH_NORM = (
+    Fresh("fc_norm.weight", 1.0, "the classifier's norm, which pretraining doesn't have"),
+    Fresh("fc_norm.bias", 0.0, "the classifier's norm, which pretraining doesn't have"),
+)
+"""Rules for a backbone that is built from a pretraining checkpoint; fine-tuning starts like this in the papers."""
 
 
 class HierarchicalBackbone(ImageEncoder):

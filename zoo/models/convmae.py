@@ -7,7 +7,7 @@ them on nothing else. All maps are channels-last, so that a 1x1 convolution is a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -19,14 +19,14 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from zoo.layers.masking import take_tokens
-from zoo.layers.patchify import patchify
+from zoo.layers.patchify import patch_linear, patchify
 from zoo.layers.positions import LearnedPositions
 from zoo.layers.sincos import SincosPositions
 from zoo.models._backbone import GlobalPool
 from zoo.models._build import init_linear, register_family
-from zoo.models._hierarchical import PATCH, STAGES, HierarchicalBackbone, level_info
+from zoo.models._hierarchical import FRESH_NORM, PATCH, STAGES, HierarchicalBackbone, level_info
 from zoo.models._masked import Grid, MaskedAutoencoder, PixelDecoder
-from zoo.weights import Drop, Fresh, KeyRules, Rename
+from zoo.weights import Drop, KeyRules, Rename
 
 __all__ = ["ConvMAE", "ConvMAEPretraining", "VisiblePatches"]
 
@@ -79,7 +79,7 @@ class WindowConv(torch.autograd.Function):
         return _convolve(_cut(x, windows), weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, windows = ctx.saved_tensors
         grad_x = _convolve(_cut(grad, windows), weight.flip(2, 3))
         # each patch's own output gradient is the kernel for its window
@@ -98,13 +98,6 @@ def _cut(x: Tensor, windows: Tensor) -> Tensor:
 def _convolve(x: Tensor, weight: Tensor) -> Tensor:
     """m, p + 4, p + 4, C -> m, p, p, C."""
     return F.conv2d(x.permute(0, 3, 1, 2), weight, groups=len(weight)).permute(0, 2, 3, 1)
-
-
-def patch_linear(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """A convolution whose kernel k is its stride, over ..., H, W, C -> ..., H / k, W / k, D."""
-    k = conv.kernel_size[0]
-    x = rearrange(x, "... (h p) (w q) c -> ... h w (p q c)", p=k, q=k)
-    return F.linear(x, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
 
 
 class Embed(nn.Module):
@@ -152,7 +145,7 @@ class ConvBlock(nn.Module):
 class Stage(nn.Module):
     """A stage's entrance and blocks; a linear layer `proj` between them is in the transformer stage only."""
 
-    def __init__(self, embed: Embed, proj: nn.Module, blocks: list[nn.Module]) -> None:
+    def __init__(self, embed: Embed, proj: nn.Module, blocks: Iterable[nn.Module]) -> None:
         super().__init__()
         self.embed = embed
         self.proj = proj
@@ -162,7 +155,7 @@ class Stage(nn.Module):
 class ConvMAE(HierarchicalBackbone):
     """ConvMAE's encoder as a timm backbone: convolutional stages at strides 4 and 8, a transformer at stride 16.
 
-    embed_dim, depth, mlp_ratio: of the three stages. num_heads: of the transformer.
+    embed_dim, depths, mlp_ratio: of the three stages. num_heads: of the transformer.
     pos_embed: "learned" (classifiers), or "sincos" (fixed, in pretraining).
     dynamic_img_size: take any size divisible by 16 at each call, not only `img_size`.
     forward_features gives the tokens of the last block, not normed: pretraining norms its fused stages only, and
@@ -170,8 +163,6 @@ class ConvMAE(HierarchicalBackbone):
     """
 
     first_conv = "stages.0.embed.proj"
-    sparse = True
-    """Whether `forward_visible` leaves hidden places out; else it computes them too, under a mask, for comparison."""
 
     def __init__(
         self,
@@ -180,7 +171,7 @@ class ConvMAE(HierarchicalBackbone):
         num_classes: int = 0,
         global_pool: GlobalPool = "avg",
         embed_dim: Sequence[int] = (256, 384, 768),
-        depth: Sequence[int] = (2, 2, 11),
+        depths: Sequence[int] = (2, 2, 11),
         num_heads: int = 12,
         mlp_ratio: Sequence[float] = (4.0, 4.0, 4.0),
         qkv_bias: bool = True,
@@ -195,21 +186,18 @@ class ConvMAE(HierarchicalBackbone):
     ) -> None:
         super().__init__(img_size, in_chans, num_classes, global_pool, dynamic_img_size)
         dd: dict[str, Any] = dict(device=device, dtype=dtype)
-        rates = calculate_drop_path_rates(drop_path_rate, list(depth), stagewise=True)
-        chans = (in_chans, *embed_dim)
-        self.stages = nn.ModuleList()
+        rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        drops: dict[str, Any] = dict(proj_drop=proj_drop_rate, attn_drop=attn_drop_rate, norm_layer=LayerNorm)
+        stages: list[Stage] = []
         for i, (dim, ratio) in enumerate(zip(embed_dim, mlp_ratio, strict=True)):
-            embed = Embed(chans[i], dim, 2 if i else 4, **dd)
+            embed = Embed(embed_dim[i - 1] if i else in_chans, dim, 2 if i else 4, **dd)
             if i < STAGES - 1:
-                blocks = [ConvBlock(dim, ratio, proj_drop_rate, rate, **dd) for rate in rates[i]]
-                self.stages.append(Stage(embed, nn.Identity(), blocks))
+                convs = [ConvBlock(dim, ratio, proj_drop_rate, rate, **dd) for rate in rates[i]]
+                stages.append(Stage(embed, nn.Identity(), convs))
             else:
-                drops = dict(proj_drop=proj_drop_rate, attn_drop=attn_drop_rate)
-                blocks = [
-                    Block(dim, num_heads, ratio, qkv_bias, drop_path=rate, norm_layer=LayerNorm, **drops, **dd)
-                    for rate in rates[i]
-                ]
-                self.stages.append(Stage(embed, nn.Linear(dim, dim, **dd), blocks))
+                blocks = [Block(dim, num_heads, ratio, qkv_bias, drop_path=rate, **drops, **dd) for rate in rates[i]]
+                stages.append(Stage(embed, nn.Linear(dim, dim, **dd), blocks))
+        self.stages: Any = nn.ModuleList(stages)  # of Stage, which mypy does not see in a ModuleList
         self.pos_embed: LearnedPositions | SincosPositions | None = (
             LearnedPositions(embed_dim[-1], self.grid_size, **dd)
             if pos_embed == "learned"
@@ -225,7 +213,7 @@ class ConvMAE(HierarchicalBackbone):
         for module in self.modules():
             if isinstance(module, Embed):
                 nn.init.xavier_uniform_(module.proj.weight.flatten(1))
-                nn.init.zeros_(module.proj.bias)
+                nn.init.zeros_(module.proj.bias)  # type: ignore[arg-type]
             elif isinstance(module, ConvBlock):
                 module.conv.reset_parameters()
         if isinstance(self.pos_embed, LearnedPositions):
@@ -258,7 +246,7 @@ class ConvMAE(HierarchicalBackbone):
                 maps[i] = x
         if last < STAGES - 1:
             return x.flatten(1, 2), maps
-        x = self._run_transformer(self.stages[-1].embed(x).flatten(1, 2), self.pos_embed(grid))
+        x = self._run_transformer(self.stages[-1].embed(x).flatten(1, 2), self._positions(grid))
         if last in take:
             maps[last] = x.unflatten(1, grid)
         return x, maps
@@ -267,24 +255,34 @@ class ConvMAE(HierarchicalBackbone):
         """Images (B, C, H, W), of which only the patches `visible` (B, n) may be seen -> their tokens (B, n, D), and
         the outputs of the two convolutional stages for them, (B, n, 4, 4, D0) and (B, n, 2, 2, D1)."""
         grid = self.grid_of(x)
-        if self.sparse:
-            patches = VisiblePatches(visible, grid)
-            x = take_tokens(patchify(x, PATCH), visible).unflatten(2, (PATCH, PATCH, -1))
-        else:
-            seen = x.new_zeros(len(x), grid[0] * grid[1]).scatter(1, visible, 1.0).unflatten(1, grid)
-            x = x.permute(0, 2, 3, 1)
+        patches = VisiblePatches(visible, grid)
+        x = take_tokens(patchify(x, PATCH), visible).unflatten(2, (PATCH, PATCH, -1))
         outputs = []
         for i, p in enumerate((4, 2)):  # places to a side of a patch
-            if self.sparse:
-                x = self._run_convolutions(i, x, patches.windows(p))
-                outputs.append(x)
-            else:
-                mask = seen.repeat_interleave(p, 1).repeat_interleave(p, 2)[..., None]  # B, H, W, 1
-                x = self._run_convolutions(i, x, None, mask)
-                inside = rearrange(x, "b (h p) (w q) c -> b (h w) (p q c)", p=p, q=p)
-                outputs.append(take_tokens(inside, visible).unflatten(2, (p, p, -1)))
-        tokens = self.stages[-1].embed(outputs[-1]).flatten(1, 3)  # B, n, D
-        return self._run_transformer(tokens, self.pos_embed(grid)[visible]), outputs
+            x = self._run_convolutions(i, x, patches.windows(p))
+            outputs.append(x)
+        x = self.stages[-1].embed(x).flatten(1, 3)  # B, n, D
+        return self._run_transformer(x, self._positions(grid)[visible]), outputs
+
+    def forward_masked(self, x: Tensor, visible: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The plain way to the same tokens: the convolutional stages run everywhere, under a mask.
+
+        Their outputs come as whole maps, (B, H / 4, W / 4, D0) and (B, H / 8, W / 8, D1). For comparison.
+        """
+        grid = self.grid_of(x)
+        seen = x.new_zeros(len(x), grid[0] * grid[1]).scatter(1, visible, 1.0).unflatten(1, grid)
+        x = x.permute(0, 2, 3, 1)  # B, H, W, C
+        outputs = []
+        for i, p in enumerate((4, 2)):
+            mask = seen.repeat_interleave(p, 1).repeat_interleave(p, 2)[..., None]
+            x = self._run_convolutions(i, x, None, mask)
+            outputs.append(x)
+        x = take_tokens(self.stages[-1].embed(x).flatten(1, 2), visible)
+        return self._run_transformer(x, self._positions(grid)[visible]), outputs
+
+    def _positions(self, grid: Grid) -> Tensor:
+        assert self.pos_embed is not None  # only a pruned model has none, and it ends before
+        return self.pos_embed(grid)
 
     def _prune_stages(self, last: int) -> None:
         self.stages = self.stages[: last + 1]
@@ -307,6 +305,8 @@ class ConvMAEPretraining(MaskedAutoencoder):
     """
 
     first_conv = "encoder." + ConvMAE.first_conv
+    sparse = True
+    """Whether the convolutional stages run on visible patches only; else everywhere, under a mask, for comparison."""
 
     def __init__(
         self,
@@ -332,7 +332,7 @@ class ConvMAEPretraining(MaskedAutoencoder):
         self.in_chans = in_chans
         self.norm_target = norm_target
         *dims, dim = (stage.embed.proj.out_channels for stage in self.encoder.stages)
-        self.fuse = nn.ModuleList(nn.Conv2d(d, dim, p, p, **dd) for d, p in zip(dims, (4, 2), strict=True))
+        self.fuse: Any = nn.ModuleList(nn.Conv2d(d, dim, p, p, **dd) for d, p in zip(dims, (4, 2), strict=True))
         self.norm = LayerNorm(dim, **dd)
         self.embed = nn.Linear(dim, decoder_dim, **dd)
         self.decoder = PixelDecoder(
@@ -357,14 +357,17 @@ class ConvMAEPretraining(MaskedAutoencoder):
                 init_linear(module)
         self.decoder.init_weights()
 
-    def _grid(self, x: Tensor) -> Grid:
-        return self.encoder.grid_of(x)
-
     def encode(self, image: Tensor, visible: Tensor) -> Tensor:
         """Images (B, C, H, W) -> latents (B, n, D) of the patches `visible` (B, n): all stages, fused and normed."""
-        x, outputs = self.encoder.forward_visible(image, visible)
-        for output, conv in zip(outputs, self.fuse, strict=True):
-            x = x + patch_linear(output, conv).flatten(1, 3)
+        if self.sparse:
+            x, outputs = self.encoder.forward_visible(image, visible)
+            fused = [patch_linear(output, conv).flatten(1, 3) for output, conv in zip(outputs, self.fuse)]
+        else:
+            x, outputs = self.encoder.forward_masked(image, visible)
+            fused = [patch_linear(output, conv).flatten(1, 2) for output, conv in zip(outputs, self.fuse)]  # B, N, D
+            fused = [take_tokens(y, visible) for y in fused]
+        for y in fused:
+            x = x + y
         return self.norm(x)
 
     def embed_visible(self, image: Tensor, visible: Tensor) -> Tensor:
@@ -385,11 +388,6 @@ def _encoder_rules(positions: Rename, prefix: str = "") -> list[Rename]:
 
 
 _LEARNED = Rename("pos_embed", "pos_embed.table", squeeze=(0,), grid=True)
-_FC_NORM = [
-    Fresh(f"fc_norm.{name}", value, "pretraining has no classifier, and so not its norm either")
-    for name, value in (("weight", 1.0), ("bias", 0.0))
-]
-
 ConvMAE.layouts = {
     "ConvMAE classifier, reference": KeyRules(
         *_encoder_rules(_LEARNED), Rename("fc_norm.*", "fc_norm.*"), Rename("head.*", "head.*")
@@ -400,7 +398,7 @@ ConvMAE.layouts = {
         Drop("norm.*", "norms the fused stages"),
         Drop("mask_token", "belongs to the decoder"),
         Drop("decoder_*", "belongs to the decoder"),
-        *_FC_NORM,
+        *FRESH_NORM,
     ),
     "ConvMAE pretraining": KeyRules(
         Rename("encoder.pos_embed.table", "pos_embed.table", grid=True),
@@ -409,7 +407,7 @@ ConvMAE.layouts = {
         Drop("norm.*", "norms the fused stages"),
         Drop("embed.*", "leads to the decoder"),
         Drop("decoder.*", "the decoder"),
-        *_FC_NORM,
+        *FRESH_NORM,
     ),
 }
 

@@ -24,7 +24,7 @@ from zoo.layers.relative import Relative, RelativeBias, relative_index
 from zoo.layers.sincos import sincos_table
 from zoo.models._backbone import GlobalPool
 from zoo.models._build import init_linear, register_family
-from zoo.models._hierarchical import STAGES, HierarchicalBackbone, level_info
+from zoo.models._hierarchical import FRESH_NORM, STAGES, HierarchicalBackbone, level_info
 from zoo.models._masked import MaskedAutoencoder, PixelDecoder
 from zoo.weights import Drop, Fresh, KeyRules, Rename
 
@@ -303,10 +303,6 @@ def classifier_rules() -> tuple[Rename | Drop, ...]:
     )
 
 
-FRESH_NORM = (
-    Fresh("fc_norm.weight", 1.0, "the classifier's norm, which pretraining doesn't have"),
-    Fresh("fc_norm.bias", 0.0, "the classifier's norm, which pretraining doesn't have"),
-)
 FRESH_BIAS = Fresh("blocks.*.rel_pos.table", 0.0, "relative-position bias, which this pretraining doesn't have")
 
 
