@@ -182,7 +182,7 @@ def test_fast_itpn_backbone_of_other_checkpoints(caplog) -> None:
 @pytest.mark.parametrize("name", ["hivit_base_mae_pretrain", "itpn_base_pixel_pretrain", "itpn_base_clip_pretrain"])
 def test_relative_bias_starts_at_zero_where_pretraining_had_none(name: str) -> None:
     checkpoint = reference_checkpoint(name)
-    form_name, (backbone_name,) = PRETRAINED[name]
+    _, (backbone_name,) = PRETRAINED[name]
     published: ZooModel = timm.create_model(backbone_name, device="meta")
     model: ZooModel = timm.create_model(backbone_name, device="meta", rel_pos=True)
     ours = Checkpoint(tensors=published.convert(checkpoint), extra={}, path=Path("ours.safetensors"))

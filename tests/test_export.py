@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from torch import nn
 
 import zoo  # noqa: F401  (registers the models)
 
@@ -15,11 +16,21 @@ ENCODERS = {
     "croco_nano_patch8_64": {},
     "croco_base_patch16_224": dict(img_size=64, depth=2),
     "crocov2_base_patch16_224": dict(img_size=(32, 64), depth=2),
+    "convmae_nano_patch16_64": dict(depths=(1, 1, 1)),
+    "hivit_nano_patch16_64": dict(depths=(1, 1, 1), rel_pos=True),
+    "itpn_nano_patch16_64": dict(depths=(1, 1, 1)),
+    "fast_itpn_tiny_patch16_224": dict(depths=(1, 1, 1), img_size=64),
 }
 PAIRS = {
     "croco_nano_patch8_64_dec128d4": {},
     "croco_base_patch16_224_cat512d8": dict(img_size=64, depth=2, decoder_depth=2),
 }
+MASKED = ["convmae_nano_patch16_64_mae", "hivit_nano_patch16_64_mae", "itpn_nano_patch16_64_pixel"]
+
+
+def image_size(model: nn.Module) -> tuple[int, int]:
+    model = getattr(model, "encoder", model)
+    return model.img_size if hasattr(model, "img_size") else model.patch_embed.img_size
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -27,9 +38,7 @@ PAIRS = {
 def test_autocast(name: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model = timm.create_model(name, **(ENCODERS | PAIRS)[name]).eval()
-    size = model.pretrained_cfg["input_size"][1:] if not (ENCODERS | PAIRS)[name] else None
-    size = size or model.encoder.patch_embed.img_size if name in PAIRS else model.patch_embed.img_size
-    images = [torch.randn(2, 3, *size)] * (2 if name in PAIRS else 1)
+    images = [torch.randn(2, 3, *image_size(model))] * (2 if name in PAIRS else 1)
     exact = model(*images)
     with torch.autocast("cpu", dtype):
         rough = model(*images)
@@ -46,7 +55,7 @@ def test_autocast(name: str, dtype: torch.dtype) -> None:
 def test_compile_has_no_graph_breaks(name: str) -> None:
     args = (ENCODERS | PAIRS)[name]
     model = timm.create_model(name, **args).eval()
-    size = model.encoder.patch_embed.img_size if name in PAIRS else model.patch_embed.img_size
+    size = image_size(model)
     images = [torch.randn(2, 3, *size) for _ in range(2 if name in PAIRS else 1)]
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -59,10 +68,33 @@ def test_compile_has_no_graph_breaks(name: str) -> None:
         )
 
 
+@pytest.mark.parametrize("name", MASKED)
+def test_masked_steps(name: str) -> None:
+    """A pretraining step under autocast, and compiled without graph breaks."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, depths=(1, 1, 1), decoder_depth=1)
+    image = torch.randn(2, 3, *image_size(model))
+    mask = torch.arange(16).expand(2, -1) % 4 != 0
+    exact = model.completion_loss(image, mask, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = model.completion_loss(image, mask, 12)
+    rough.backward()
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough, exact, rtol=0.05, atol=0)
+    gradients = [p.grad.clone() for p in model.parameters()]
+    torch._dynamo.reset()
+    model.zero_grad()
+    loss = torch.compile(model.completion_loss, fullgraph=True, backend="aot_eager")(image, mask, 12)
+    torch.testing.assert_close(loss, exact)
+    loss.backward()
+    for p, rough_gradient in zip(model.parameters(), gradients, strict=True):
+        assert (p.grad - rough_gradient).norm() < 0.1 * p.grad.norm() + 1e-6
+
+
 @pytest.mark.parametrize("name", ENCODERS | PAIRS)
 def test_torch_export(name: str) -> None:
     model = timm.create_model(name, **(ENCODERS | PAIRS)[name]).eval()
-    size = model.encoder.patch_embed.img_size if name in PAIRS else model.patch_embed.img_size
+    size = image_size(model)
     images = tuple(torch.randn(2, 3, *size) for _ in range(2 if name in PAIRS else 1))
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(model, images, dynamic_shapes=tuple({0: batch} for _ in images))
@@ -74,7 +106,7 @@ def test_torch_export(name: str) -> None:
 def test_onnx(name: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     model = timm.create_model(name, **ENCODERS[name]).eval()
-    images = torch.randn(2, 3, *model.patch_embed.img_size)
+    images = torch.randn(2, 3, *image_size(model))
     path = tmp_path / "encoder.onnx"
     torch.onnx.export(copy.deepcopy(model), (images,), path, dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

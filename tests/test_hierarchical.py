@@ -10,7 +10,7 @@ import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-import zoo  # noqa: F401  (registers the models)
+import zoo
 from zoo.catalog import VARIANTS
 from zoo.errors import ImageError
 from zoo.models._hierarchical import HierarchicalBackbone
