@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: demo test lint cards clean
+.PHONY: demo test lint cards batches clean
 
 demo: .venv/demo
 	$(VENV)/zoo demo --output demo
@@ -20,6 +20,9 @@ lint: .venv/dev
 
 cards: .venv/dev
 	$(VENV)/python tools/make_cards.py
+
+batches: .venv/dev
+	$(VENV)/python tools/make_batches.py
 
 # one stamp for each set of extras
 .venv/%: pyproject.toml

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
@@ -26,6 +28,9 @@ from zoo.models.croco import CrocoEncoder, DensePairModel, PairModel
 from zoo.models.fast_itpn import FastITPN
 from zoo.models.hivit import HiViT, HiViTMAE
 from zoo.models.itpn import ITPN, ITPNClip, ITPNPixel
+from zoo.models.resnet import JigsawClusteringHeads, JigsawClusteringModel
+from zoo.pretrain.jigsaw_clustering import cluster_loss, quarter_boxes, shuffle
+from zoo.pretrain.pirl import Pirl
 from zoo.weights import Checkpoint
 
 
@@ -337,6 +342,57 @@ def _masked(model: MaskedAutoencoder, image: Tensor, mask: Tensor, out: dict[str
     return _detached({f"output.{k}": v for k, v in out.items()}) | _gradnorms(model, loss)
 
 
+def _jigclu(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    crops = torch.stack([tensors[f"input.crop{i}"] for i in range(4)], dim=1)  # n, 4, C, s, s
+    shuffled = shuffle(crops, tensors["input.permutation"])
+    weights = {f"module.encoder.{key}": value for key, value in _part(tensors, "weights.").items()}
+    dim = weights["module.encoder.fc_loc.weight"].shape[1]
+    heads = JigsawClusteringHeads(dim, config["dim"])
+    (rules,) = JigsawClusteringModel.layouts.values()
+    heads.load_state_dict(_part(rules.to_zoo(weights, name="golden"), "heads."), strict=True)
+
+    embedding, logits = heads(tensors["input.features"].flatten(2).transpose(1, 2))
+    cluster = cluster_loss(
+        embedding.flatten(0, 1), shuffled.image.flatten(), config["temperature"], config["base_temperature"]
+    )
+    location = F.cross_entropy(logits.flatten(0, 1), shuffled.location.flatten())
+    (cluster + location).backward()
+    return {
+        "output.montage": shuffled.montages,
+        "output.embedding": embedding.detach().transpose(0, 1).flatten(0, 1),  # cell by cell
+        "output.location_logits": logits.detach().transpose(0, 1).flatten(0, 1),
+        "output.loss_cluster": cluster.detach().reshape(1),
+        "output.loss_location": location.detach().reshape(1),
+        "output.crop_boxes": quarter_boxes(tensors["input.image_sizes"], config["overlap"]),
+    } | {f"gradnorm.{name}": parameter.grad.norm().reshape(1) for name, parameter in heads.named_parameters()}
+
+
+def _pirl(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    bank, given = tensors["input.memory_before"], _part(tensors, "input.")
+    embeddings = [given[f"{what}_embedding"].requires_grad_() for what in ("image", "patch")]
+    candidates = [given["candidates_images"], given["candidates_patches"]]
+    model = timm.create_model("pirl_nano_48_lin64", dim=bank.shape[1], device="meta")  # its embeddings are given
+    settings = {key: config[key] for key in ("temperature", "negatives", "momentum")}
+    losses = {}
+    for loss in ("infonce", "nce"):
+        objective = Pirl(model, range(len(bank)), loss=loss, **settings)
+        objective.bank.vectors.copy_(bank)
+        losses[loss] = objective.losses(*embeddings, *candidates)
+    losses["nce"]["loss"].backward()
+    objective.bank.update(given["index"], embeddings[0].detach())
+    return {
+        "output.Z": objective.normalizer.reshape(1),
+        "output.loss": losses["nce"]["loss"].detach().reshape(1),
+        "output.loss_images": losses["nce"]["image_loss"].detach().reshape(1),
+        "output.loss_patches": losses["nce"]["view_loss"].detach().reshape(1),
+        "output.infonce_images": losses["infonce"]["image_loss"].detach().reshape(1),
+        "output.infonce_patches": losses["infonce"]["view_loss"].detach().reshape(1),
+        "output.grad.image_embedding": embeddings[0].grad,
+        "output.grad.patch_embedding": embeddings[1].grad,
+        "output.memory_after": objective.bank.vectors,
+    }
+
+
 _FAMILIES: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], dict[str, Tensor]]] = {
     "convmae": _convmae,
     "croco": _croco,
@@ -344,4 +400,6 @@ _FAMILIES: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], dict[str, Ten
     "fast_itpn": _fast_itpn,
     "hivit": _hivit,
     "itpn": _itpn,
+    "jigclu": _jigclu,
+    "pirl": _pirl,
 }

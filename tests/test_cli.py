@@ -88,7 +88,9 @@ def test_module_is_a_command() -> None:
     assert "no variant called 'nonsense'" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", [c.callback.__name__.rstrip("_") for c in cli.app.registered_commands])
+@pytest.mark.parametrize(
+    "command", [c.callback.__name__.rstrip("_").replace("_", "-") for c in cli.app.registered_commands]
+)
 def test_help_has_one_example(zoo: Run, command: str) -> None:
     code, out, err = zoo(command, "--help")
     assert (code, err) == (0, "")
@@ -243,12 +245,19 @@ FAILURES = {
     "no checkpoint": (["convert", "notes.txt", "--variant", PAIR, "-o", "x"], "notes.txt is neither"),
     "export's suffix": (["export", "WEIGHTS", "-o", "x.bin"], ".safetensors"),
     "export of no variant": (["export", "nowhere.safetensors", "-o", "x.pth"], "no variant called"),
-    "no such recipe": (["train", "nonsense"], "one of croco_base"),
+    "no such recipe": (["train", "nonsense"], "one of classify_nano"),
     "recipe without data": (["train", "croco_base"], "--data FOLDER"),
     "setting without value": (["train", "croco_nano", "--set", "seed"], "KEY=VALUE"),
     "setting without sense": (["train", "croco_nano", "--set", "seed=[1"], "is no YAML"),
     "unknown setting": (["train", "croco_nano", "--set", "sead=1"], "unknown settings sead"),
 }
+
+
+def test_train_tells_of_its_data(zoo: Run) -> None:
+    code, text, err = zoo("train", "classify_nano", "--dry-run", "--workers", 0, "--set", "batch_size=2")
+    assert code == 0, err
+    assert "from croco_nano_patch8_64.scenes" in text and "patterns; 8 classes" in text
+    assert "every 75 steps; 500 samples; 8 classes" in text
 
 
 @pytest.mark.parametrize("case", FAILURES)

@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
 from tests.hub_server import HubServer
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -91,6 +91,25 @@ def test_classifier(hub: HubServer, no_pictures: None) -> None:
     assert ModelCard(hub.read(REPO, "README.md").decode()).data.pipeline_tag == "image-classification"
 
 
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("hivit_nano_patch16_64_mae", dict(embed_dim=96, depths=(1, 1, 1))),
+        ("hivit_nano_patch16_64", dict(embed_dim=96, depths=(1, 1, 1), num_classes=5)),
+        ("itpn_base_patch16_224_clip", dict(embed_dim=96, depths=(1, 1, 4), num_heads=3, fpn_dim=32, teacher_dim=16)),
+        ("convmae_base_patch16_224", dict(embed_dim=(32, 48, 64), depth=(1, 1, 1), num_heads=4)),
+        ("crocov2_large_patch16_352x704_dec768d12_flow", dict(TINY, depth=12, decoder_dim=32, decoder_num_heads=2)),
+    ],
+)
+def test_other_families_and_forms(tmp_path: Path, name: str, args: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, **{**args, "img_size": 64})
+    folder = publish.export_model(model, tmp_path, REPO)
+    assert same(model, timm.create_model(f"local-dir:{folder}", pretrained=True))
+    picture = publish.COMPLETION if name.endswith("_mae") else publish.FEATURES
+    assert f"]({picture})" in (folder / "README.md").read_text() and (folder / picture).is_file()
+
+
 def test_pair(hub: HubServer) -> None:
     model = tiny(PAIR, decoder_dim=32, decoder_depth=1, decoder_num_heads=2)
     zoo.push_to_hub(model, REPO)

@@ -34,6 +34,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import zoo  # noqa: F401  (registers the models)
 from zoo.layers.masking import random_mask
+from zoo.pretrain import scenes_torch
+from zoo.pretrain.scenes import SceneConfig, _render_views, sample_scene
 from zoo.weights import files, save_safetensors
 
 THREADS = 2
@@ -261,6 +263,30 @@ def bench_cold_start(repeats: int) -> dict[str, Any]:
     )
 
 
+def bench_scenes(repeats: int) -> dict[str, Any]:
+    """Rendering pairs of 64x64 in torch against numpy's renderer, both on one thread: at most its time. Drawing a
+    scene, which is numpy's in both cases, is given too: a GPU is fed by so many workers as draw what it renders."""
+    count, config = 32, SceneConfig()
+    scenes = [sample_scene(config, 0, index) for index in range(count)]
+    batch = scenes_torch.stack_scenes(scenes)
+    torch.set_num_threads(1)
+    result = compare(
+        lambda: scenes_torch.render_views(config, batch),
+        lambda: [_render_views(config, scene) for scene in scenes],
+        repeats,
+    )
+    drawing = median(seconds(lambda: scenes_torch.draw_batch(config, 0, range(count))) for _ in range(repeats)) / count
+    torch.set_num_threads(THREADS)
+    return dict(
+        pairs_per_second=count / result["seconds"],
+        reference_pairs_per_second=count / result["reference_seconds"],
+        ratio=result["ratio"],
+        drawn_per_second_and_worker=1 / drawing,
+        bar="ratio <= 1",
+        holds=result["ratio"] <= 1,
+    )
+
+
 def bench_import(repeats: int) -> dict[str, Any]:
     """`import zoo, timm` (so that the models are registered) against `import timm` alone: at most 1.1."""
     program = (
@@ -294,6 +320,7 @@ BENCHES: dict[str, Callable[[int], dict[str, Any]]] = {
     "step": bench_step,
     **{family: partial(bench_backbone, family) for family in BACKBONES},
     **{f"{family}_step": partial(bench_masked_step, family) for family in MASKED},
+    "scenes": bench_scenes,
     "cold_start": bench_cold_start,
     "import": bench_import,
 }

@@ -90,6 +90,10 @@ ABOUT = {
         "This is its encoder: a vision transformer for single photos, without class token. Fine-tune it for dense "
         "geometric tasks such as depth or surface normals."
     ),
+    ("croco", "pretraining"): (
+        "This is its encoder without the second photo: a masked autoencoder (MAE), which rebuilds the hidden patches "
+        "of a photo from the visible ones alone. It is CroCo's control in comparisons."
+    ),
     ("croco", "binocular"): (
         "This is its encoder with the two-image decoder: called with two photos, it gives the tokens of the first in "
         "the light of the second. Fine-tune it for stereo matching, optical flow, relative pose and other tasks on "

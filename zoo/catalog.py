@@ -112,6 +112,14 @@ CROCO_V2_PAPER = Paper(
     arxiv="2211.10408",
     bibtex_key="croco_v2",
 )
+MAE_PAPER = Paper(
+    title="Masked Autoencoders Are Scalable Vision Learners",
+    authors="He, Kaiming and Chen, Xinlei and Xie, Saining and Li, Yanghao and Dollár, Piotr and Girshick, Ross",
+    venue="CVPR",
+    year=2022,
+    arxiv="2111.06377",
+    bibtex_key="mae",
+)
 
 _CROCO_LICENSE = "CC-BY-NC-SA-4.0"
 _CROCO_URL = "https://download.europe.naverlabs.com/ComputerVision/CroCo/"
@@ -187,6 +195,19 @@ _CROCO = (
         sources=(_NANO_WEIGHTS,),
         recipe="croco_nano",
         training=_NANO_TRAINING,
+    ),
+    Variant(
+        architecture="croco_nano_patch8_64_mae",
+        tag="",
+        family="croco",
+        form="pretraining",
+        description="The small CroCo's encoder as a masked autoencoder, for comparison: no second view, no weights",
+        args={**_NANO, **_NANO_DECODER},
+        parameters=2_659_840,
+        license="Apache-2.0",
+        paper=MAE_PAPER,
+        input_size=(3, 64, 64),
+        recipe="mae_nano",
     ),
     Variant(
         architecture="croco_base_patch16_224",
@@ -812,6 +833,226 @@ _FAST_ITPN = (
     ),
 )
 
+# ------------------------------------------------------------------------------------ jigsaw families
+
+PIRL_PAPER = Paper(
+    title="Self-Supervised Learning of Pretext-Invariant Representations",
+    authors="Misra, Ishan and van der Maaten, Laurens",
+    venue="CVPR",
+    year=2020,
+    arxiv="1912.01991",
+    bibtex_key="pirl",
+)
+JIGSAW_PAPER = Paper(
+    title="Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles",
+    authors="Noroozi, Mehdi and Favaro, Paolo",
+    venue="ECCV",
+    year=2016,
+    arxiv="1603.09246",
+    bibtex_key="jigsaw",
+)
+JIGCLU_PAPER = Paper(
+    title="Jigsaw Clustering for Unsupervised Visual Representation Learning",
+    authors="Chen, Pengguang and Liu, Shu and Jia, Jiaya",
+    venue="CVPR",
+    year=2021,
+    arxiv="2104.00323",
+    bibtex_key="jigclu",
+)
+
+_VISSL_URL = "https://dl.fbaipublicfiles.com/vissl/model_zoo/"
+_JIGCLU_200E = Source(
+    "url", "https://github.com/Jia-Research-Lab/JigsawClustering/releases/download/1.0/JigClu_200e.pth"
+)
+_PIRL_HEADS = "linear heads and noise-contrastive estimation"
+_PIRL_MLP_HEADS = "heads with a hidden layer, blurred views and InfoNCE"
+_RESNET50_PARAMETERS = 23_508_032
+_RESNET_NANO = dict(layers=(1, 1, 1, 1), channels=(16, 32, 64, 128))
+
+
+def _linear_probe(accuracy: float, source: str) -> tuple[Metric, ...]:
+    return (
+        Metric(
+            task="image classification",
+            dataset="ImageNet-1k",
+            name="top-1 accuracy (%)",
+            value=accuracy,
+            conditions="linear classifier on the frozen backbone",
+            source=source,
+        ),
+    )
+
+
+def _pirl(tag: str, epochs: int, path: str, accuracy: float | None = None, width: int = 1) -> Variant:
+    """A backbone of VISSL's model zoo; `path`: its folder there."""
+    mlp = tag.endswith("mlp_gblur")
+    return Variant(
+        architecture="pirl_resnet50" if width == 1 else f"pirl_resnet50_w{width}",
+        tag=tag,
+        family="pirl",
+        form="encoder",
+        description=f"PIRL's ResNet-50{'' if width == 1 else f', {width} times as wide'}, {epochs} epochs, "
+        f"{'MLP heads and blur' if mlp else 'linear heads'}",
+        args=dict(width=width),
+        parameters=_RESNET50_PARAMETERS if width == 1 else 93_907_072,
+        license="MIT",
+        paper=PIRL_PAPER,
+        sources=(Source("url", f"{_VISSL_URL}{path}/model_final_checkpoint_phase{epochs - 1}.torch"),),
+        recipe="pirl_resnet50_mlp" if mlp else "pirl_resnet50",
+        training=f"ImageNet-1k without labels, {epochs} epochs, {_PIRL_MLP_HEADS if mlp else _PIRL_HEADS}.",
+        metrics=_linear_probe(accuracy, "VISSL's model zoo") if accuracy else (),
+    )
+
+
+def _jigsaw(tag: str, permutations: str, run: str) -> Variant:
+    """A backbone of VISSL's model zoo; `run`: the end of its folder's name there."""
+    return Variant(
+        architecture="jigsaw_resnet50",
+        tag=tag,
+        family="jigsaw",
+        form="encoder",
+        description=f"Jigsaw's ResNet-50, {permutations} permutations",
+        args={},
+        parameters=_RESNET50_PARAMETERS,
+        license="MIT",
+        paper=JIGSAW_PAPER,
+        sources=(
+            Source(
+                "url",
+                f"{_VISSL_URL}jigsaw_rn50_in1k_ep105_perm2k_jigsaw_8gpu_resnet_{run}/"
+                "model_final_checkpoint_phase104.torch",
+            ),
+        ),
+        recipe="jigsaw_resnet50",
+        training=f"ImageNet-1k without labels, 105 epochs, telling {permutations} permutations of nine patches apart. "
+        "The published linear probes of the three sets of permutations lie between 46.7 and 48.6 % top-1 on "
+        "ImageNet-1k.",
+    )
+
+
+_PIRL = (
+    _pirl("in1k_200e", 200, "pirl/r50_200ep", 62.9),
+    _pirl("in1k_200e_mlp_gblur", 200, "pirl/r50_200ep_mlp_gblur", 65.8),
+    _pirl("in1k_800e", 800, "pirl_jigsaw_4node_pirl_jigsaw_4node_resnet_22_07_20.34377f59", 64.3),
+    _pirl("in1k_800e_mlp_gblur", 800, "pirl/r50_800ep_mlphead_gblur", 69.9),
+    _pirl("in1k_400e", 400, "pirl/w2_400ep", width=2),
+    _pirl("in1k_400e_mlp_gblur", 400, "pirl/r50w2_400ep_mlphead_gblur", width=2),
+    Variant(
+        architecture="pirl_resnet50_lin128",
+        tag="",
+        family="pirl",
+        form="pretraining",
+        description="PIRL's ResNet-50 with linear heads for images and jigsaws: to be trained, no weights",
+        args=dict(dim=128),
+        parameters=24_180_160,
+        license="Apache-2.0",
+        paper=PIRL_PAPER,
+        recipe="pirl_resnet50",
+    ),
+    Variant(
+        architecture="pirl_resnet50_mlp128",
+        tag="",
+        family="pirl",
+        form="pretraining",
+        description="PIRL's ResNet-50 with MLP heads for images and jigsaws: to be trained, no weights",
+        args=dict(dim=128, mlp=True),
+        parameters=32_572_864,
+        license="Apache-2.0",
+        paper=PIRL_PAPER,
+        recipe="pirl_resnet50_mlp",
+    ),
+    Variant(
+        architecture="pirl_nano_48_lin64",
+        tag="",
+        family="pirl",
+        form="pretraining",
+        description="PIRL in small: a ResNet of four blocks with linear heads, trained in minutes on a CPU",
+        args=dict(**_RESNET_NANO, dim=64),
+        parameters=615_744,
+        license="Apache-2.0",
+        paper=PIRL_PAPER,
+        input_size=(3, 48, 48),
+        recipe="pirl_nano",
+    ),
+)
+
+_JIGSAW = (
+    # its published link says perm2k too
+    _jigsaw("in1k_perm100", "100", "17_07_20.db174a43"),
+    _jigsaw("in1k_perm2k", "2,000", "17_07_20.cccee144"),
+    _jigsaw("in1k_perm10k", "10,000", "20_07_20.3d706467"),
+    Variant(
+        architecture="jigsaw_resnet50_perm2k",
+        tag="",
+        family="jigsaw",
+        form="pretraining",
+        description="Jigsaw's ResNet-50 with a classifier of 2,000 permutations: to be trained, no weights",
+        args=dict(permutations=2000),
+        parameters=43_559_032,
+        license="Apache-2.0",
+        paper=JIGSAW_PAPER,
+        recipe="jigsaw_resnet50",
+    ),
+    Variant(
+        architecture="jigsaw_nano_64_perm100",
+        tag="",
+        family="jigsaw",
+        form="pretraining",
+        description="Jigsaw in small: a ResNet of four blocks, 100 permutations, trained in minutes on a CPU",
+        args=dict(**_RESNET_NANO, permutations=100, dim=64),
+        parameters=603_684,
+        license="Apache-2.0",
+        paper=JIGSAW_PAPER,
+        input_size=(3, 64, 64),
+        recipe="jigsaw_nano",
+    ),
+)
+
+_JIGCLU = (
+    Variant(
+        architecture="jigclu_resnet50",
+        tag="in1k_200e",
+        family="jigclu",
+        form="encoder",
+        description="Jigsaw Clustering's ResNet-50, 200 epochs",
+        args={},
+        parameters=_RESNET50_PARAMETERS,
+        license="unknown: none stated",
+        paper=JIGCLU_PAPER,
+        sources=(_JIGCLU_200E,),
+        recipe="jigclu_resnet50",
+        training="ImageNet-1k without labels, 200 epochs.",
+        metrics=_linear_probe(66.4, "arXiv 2104.00323"),
+    ),
+    Variant(
+        architecture="jigclu_resnet50_mlp128",
+        tag="in1k_200e",
+        family="jigclu",
+        form="pretraining",
+        description="Jigsaw Clustering's ResNet-50 with both of its branches, to be trained further",
+        args=dict(dim=128),
+        parameters=27_974_852,
+        license="unknown: none stated",
+        paper=JIGCLU_PAPER,
+        sources=(_JIGCLU_200E,),
+        recipe="jigclu_resnet50",
+        training="ImageNet-1k without labels, 200 epochs.",
+    ),
+    Variant(
+        architecture="jigclu_nano_64_mlp64",
+        tag="",
+        family="jigclu",
+        form="pretraining",
+        description="Jigsaw Clustering in small: a ResNet of four blocks, trained in minutes on a CPU",
+        args=dict(**_RESNET_NANO, output_stride=16, dim=64),
+        parameters=810_692,
+        license="Apache-2.0",
+        paper=JIGCLU_PAPER,
+        input_size=(3, 64, 64),
+        recipe="jigclu_nano",
+    ),
+)
+
 # ------------------------------------------------------------------------------------------------ all
 
-VARIANTS: tuple[Variant, ...] = (*_CROCO, *_CONVMAE, *_HIVIT, *_ITPN, *_FAST_ITPN)
+VARIANTS: tuple[Variant, ...] = (*_CROCO, *_CONVMAE, *_HIVIT, *_ITPN, *_FAST_ITPN, *_PIRL, *_JIGSAW, *_JIGCLU)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.models import ZooModel
+    from zoo.pretrain.recipe import Recipe
 
 _EXTRAS = {"accelerate": "train", "tensorboard": "train", "yaml": "train", "matplotlib": "demo", "skimage": "demo"}
 
@@ -505,19 +506,29 @@ def push(
 
 # ----------------------------------------------------------------------------------------------- training
 
+_Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the recipe's data is: a folder of images, folders with a pairs.txt or listing.txt (commas "
+        "between), a Hugging Face data set, or shards such as 'train-{0000..1023}.tar'."
+    ),
+]
+_Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting; repeatable.")
+]
+
 
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe of the zoo, or a .yaml file.")],
-    data: Annotated[
-        str | None, typer.Option(help="Folders with a pairs.txt or listing.txt, or such lists; commas between.")
+    data: _Data = None,
+    init: Annotated[
+        str | None, typer.Option(help="What to start from: a weights file, the folder of a run, or a variant.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the run; default: runs/RECIPE.")
     ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting; repeatable.")
-    ] = None,
+    settings: _Settings = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare data.")] = 2,
     accumulate: Annotated[int, typer.Option(min=1, help="Parts to compute a batch in, to save memory.")] = 1,
     dry_run: Annotated[
@@ -531,22 +542,18 @@ def train(
     Example: zoo train croco_nano --set schedule.length=1000 --output runs/short
     """
     from zoo.pretrain import engine
-    from zoo.pretrain.data import ENDLESS
-    from zoo.pretrain.recipe import load_recipe
 
-    overrides = _parse_settings(settings or [])
-    if data is not None:
-        overrides["data.path"] = data
-    run = load_recipe(recipe, overrides)
+    run = _load_recipe(recipe, data, settings, init)
     folder = output or Path("runs") / run.name
-    samples = len(engine.make_source(run))
-    plan = engine.make_plan(run, samples)
+    source, held_out = engine.make_source(run), engine.make_validation_source(run)
+    plan = engine.make_plan(run, len(source))
     optimizer = run.optimizer
     rows = [
         ("recipe", run.name + (f" ({run.source})" if run.source else "")),
-        ("model", run.model),
+        ("model", run.model + (f", from {run.init}" if run.init else "")),
         ("objective", _settings_line(run.objective)),
-        ("data", _settings_line(run.data) + ("" if samples >= ENDLESS else f"; {samples:,} samples")),
+        ("data", _settings_line(run.data) + _size(source)),
+        *([("validation", f"every {plan.validate_every:,} steps{_size(held_out)}")] if held_out is not None else []),
         ("steps", f"{plan.steps:,} of {run.batch_size} samples, the first {plan.warmup:,.0f} warm up; {run.precision}"),
         ("optimizer", f"{optimizer.name}, peak learning rate {plan.lr:.3g}, weight decay {optimizer.weight_decay:g}"),
         ("output", str(folder)),
@@ -569,6 +576,35 @@ def train(
     )
 
 
+@app.command()
+def show_batch(
+    recipe: Annotated[str, typer.Argument(help="A recipe of the zoo, or a .yaml file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write.")],
+    data: _Data = None,
+    settings: _Settings = None,
+    samples: Annotated[int, typer.Option(min=1, help="Samples to show.")] = 4,
+) -> None:
+    """Draw what the network sees when it is trained on a recipe.
+
+    Example: zoo show-batch croco_nano -o batch.png
+    """
+    from zoo.pictures import save_figure
+    from zoo.pretrain import engine
+
+    print(save_figure(engine.show_batch(_load_recipe(recipe, data, settings), samples), output))
+
+
+def _load_recipe(recipe: str, data: str | None, settings: list[str] | None, init: str | None = None) -> Recipe:
+    from zoo.pretrain.recipe import load_recipe
+
+    overrides = _parse_settings(settings or [])
+    if data is not None:
+        overrides["data.path"] = data
+    if init is not None:
+        overrides["init"] = init
+    return load_recipe(recipe, overrides)
+
+
 def _parse_settings(settings: Iterable[str]) -> dict[str, Any]:
     """ "schedule.length=100" -> {"schedule.length": 100}; values as in YAML, and 1e-3 is a number."""
     import yaml
@@ -587,6 +623,14 @@ def _parse_settings(settings: Iterable[str]) -> dict[str, Any]:
                 value = float(value)
         parsed[key] = value
     return parsed
+
+
+def _size(source: Any) -> str:
+    """What a training run says of a source: its samples, if they end, and its classes, if it has some."""
+    from zoo.pretrain.data import ENDLESS
+
+    samples, classes = len(source), getattr(source, "num_classes", 0)
+    return (f"; {samples:,} samples" if samples < ENDLESS else "") + (f"; {classes:,} classes" if classes else "")
 
 
 def _settings_line(settings: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ matplotlib is imported only where something is drawn: reading and preparing phot
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
 
 HIDDEN_COLOR = (0.88, 0.88, 0.90)
 CORRECT_COLOR, WRONG_COLOR = "#00d68f", "#ff3b30"
+FRAME_COLORS = ("#ff3b30", "#00c2ff", "#ffcc00", "#34c759", "#ff5fd2", "#ff9500", "#5e5ce6", "#ffffff")
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """An image file as RGB, uint8 (H, W, 3). Raises ImageError (a ValueError)."""
+def read_image(path: str | Path, content: bytes | None = None) -> np.ndarray:
+    """An image file as RGB, uint8 (H, W, 3), from its bytes if they are at hand. Raises ImageError (a ValueError)."""
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
+            return np.array(image.convert("RGB"))  # a copy: PIL's own memory is read-only
     except FileNotFoundError as error:
         raise ImageError(f"There is no image {path}; check the path.") from error
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
@@ -134,16 +136,69 @@ def draw_images(
     panel: float = 4.2,
 ) -> Figure:
     """Rows of images (H, W, 3) under column names, with `labels` before the rows, all `panel` inches wide."""
-    ratio = images[0][-1].shape[0] / images[0][-1].shape[1]
-    figure, axes = _figure(len(images), len(names), (len(names) * panel, len(images) * panel * ratio + 0.9))
-    for row, line in zip(images, axes, strict=True):
-        for image, ax in zip(row, line, strict=True):
+    titles = [names, *[[""] * len(names)] * (len(images) - 1)]
+    rows = [[Panel(*pair) for pair in zip(*row, strict=True)] for row in zip(images, titles)]
+    return draw_panels(rows, title, caption, labels, panel)
+
+
+class Frame(NamedTuple):
+    """A rectangle on an image, in pixels; `text` stands in its upper left corner."""
+
+    left: float
+    upper: float
+    width: float
+    height: float
+    color: str
+    text: str = ""
+
+
+class Panel(NamedTuple):
+    """An image (H, W, 3) in 0..1, what stands above it, and frames to be drawn on it."""
+
+    image: np.ndarray
+    title: str = ""
+    frames: Sequence[Frame] = ()
+
+
+def draw_panels(
+    rows: Sequence[Sequence[Panel]], title: str, caption: str, labels: Sequence[str] = (), panel: float = 2.4
+) -> Figure:
+    """Rows of equally many panels, all `panel` inches wide, with `labels` before the rows."""
+    heights = [panel * max(image.shape[0] / image.shape[1] for image, _, _ in row) for row in rows]
+    size = (len(rows[0]) * panel, sum(heights) + 0.25 * sum(any(p.title for p in row) for row in rows) + 0.65)
+    figure, axes = _figure(len(rows), len(rows[0]), size, heights)
+    for row, line in zip(rows, axes, strict=True):
+        for (image, name, frames), ax in zip(row, line, strict=True):
             ax.imshow(image, interpolation="nearest")
+            ax.set_title(name, fontsize=11)
+            for frame in frames:
+                _draw_frame(ax, frame)
     for label, ax in zip(labels, axes[:, 0]):
         ax.set_ylabel(label, fontsize=10)
-    for name, ax in zip(names, axes[0], strict=True):
-        ax.set_title(name, fontsize=11)
     return _finish(figure, title, caption)
+
+
+def _draw_frame(ax: Any, frame: Frame) -> None:
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
+
+    line, inset = 2.5, 0.5  # points; imshow's first pixel is centered at 0
+    outline = [withStroke(linewidth=line + 1.5, foreground="black")]  # visible on any image
+    corner = (frame.left - inset, frame.upper - inset)
+    ax.add_patch(
+        Rectangle(corner, frame.width, frame.height, fill=False, lw=line, edgecolor=frame.color, path_effects=outline)
+    )
+    ax.annotate(
+        frame.text,
+        corner,
+        (5, -5),
+        textcoords="offset points",
+        va="top",
+        color=frame.color,
+        fontsize=11,
+        fontweight="bold",
+        path_effects=[withStroke(linewidth=2.5, foreground="black")],
+    )
 
 
 def draw_matches(
@@ -193,7 +248,9 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+def _figure(
+    rows: int, columns: int, size: tuple[float, float], heights: Sequence[float] | None = None
+) -> tuple[Figure, np.ndarray]:
     # without pyplot there is no global state: nothing to close, no display needed
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -201,7 +258,7 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure,
 
     figure = Figure(size, layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.06, wspace=0.0, hspace=0.0))
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False)
+    axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)

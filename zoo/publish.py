@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,10 @@ from zoo import __version__, pictures
 from zoo.catalog import Metric, Variant
 from zoo.demo import stereo_pair
 from zoo.errors import DataError, PublishError, UnknownVariantError
+from zoo.layers.masking import num_hidden, random_mask
 from zoo.lookup import find_variant
 from zoo.models import Ancestor, ZooModel
+from zoo.models._masked import PatchPredictor
 from zoo.pretrain.recipe import Recipe, load_recipe
 from zoo.pretrain.scenes import SceneConfig, ScenePairs
 from zoo.weights import files, save_safetensors, sources
@@ -48,7 +51,7 @@ from zoo.weights.hub import HUB_FILENAME, explain
 CONFIG, CARD, RECIPE, LOSS, SUMS = "config.json", "README.md", "recipe.yaml", "loss.png", "SHA256SUMS"
 COMPLETION, FEATURES = "completion.png", "features.png"
 PICTURES = {
-    COMPLETION: "A photo rebuilt from a tenth of its patches and another view",
+    COMPLETION: "A photo rebuilt from a few of its patches",
     FEATURES: "What the patches look like to the model, as colors",
 }
 FILES = (CARD, CONFIG, HUB_FILENAME, RECIPE, LOSS, *PICTURES, "matches.png", "scenes.png", SUMS)
@@ -241,7 +244,8 @@ def write_weights(model: ZooModel, folder: Path, license: str, variant: Variant 
     save_safetensors(state, folder / HUB_FILENAME, about)
     path = folder / CONFIG
     try:
-        save_config_for_hf(model, str(path))
+        features = getattr(model, "num_features", None) or model.encoder.num_features  # type: ignore[union-attr]
+        save_config_for_hf(model, str(path), model_config={"num_features": features})
     except ValueError as error:  # timm's sentence
         raise PublishError(f"This model would not load back: {error} Make it again with plain arguments.") from error
     config = json.loads(path.read_text("utf-8"))
@@ -275,8 +279,8 @@ def check_loads_back(folder: Path, model: nn.Module | None = None) -> nn.Module:
     except (TypeError, ValueError, RuntimeError, OSError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise PublishError(
-            f"This model would not load back: {reason} Publish one whose layers are those that its name and "
-            "arguments give."
+            f"This model would not load back: {reason.rstrip('.')}. Publish one whose layers are those that its name "
+            "and arguments give."
         ) from error
     if model is None:
         return loaded
@@ -300,14 +304,16 @@ def check_loads_back(folder: Path, model: nn.Module | None = None) -> nn.Module:
 @torch.inference_mode()
 def _outputs(model: nn.Module, like: ZooModel) -> list[Tensor]:
     """What a model makes of noise of `like`'s own input size: all tensors, as float32."""
-    parameter = next(model.parameters())
-    generator = torch.Generator().manual_seed(0)
-    two = _variant_of(like).form in ("binocular", "dense")
-    size = (1, *like.pretrained_cfg["input_size"])
-    images = [torch.randn(size, generator=generator).to(parameter) for _ in range(1 + two)]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # pretraining forms may draw masks
+    generator, form = torch.Generator().manual_seed(0), _variant_of(like).form
+    images = torch.randn(2, 1, *like.pretrained_cfg["input_size"], generator=generator).to(next(model.parameters()))
+    if form in ("binocular", "dense"):
         return [tensor.float() for tensor in _tensors(model(*images))]
+    if form == "encoder":
+        return [tensor.float() for tensor in _tensors(model(images[0]))]
+    rows, columns = model.encoder.grid_of(images[0])  # type: ignore[union-attr,operator]
+    mask = random_mask(1, rows * columns, 0.75, generator).to(images.device)
+    counts = {"hidden": num_hidden(rows * columns, 0.75)} if "hidden" in signature(model.forward).parameters else {}
+    return [tensor.float() for tensor in _tensors(model(images[0], mask, **counts))]
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
@@ -331,10 +337,9 @@ def draw_example(model: Any, variant: Variant, folder: Path) -> None:
     if model.in_chans != 3:
         return
     views = _example_views()
-    if variant.form == "binocular" and model.head is not None:
-        img1, img2 = (pictures.to_input(view, model) for view in views)
-        row = pictures.picture_completion(model, img1, img2)
-        figure = pictures.draw_completions([row], pictures.completion_caption(model), "90% of a photo hidden")
+    completes = getattr(model, "head", model) is not None  # pairs may be made without
+    if isinstance(model, PatchPredictor) and variant.form != "dense" and completes:
+        figure = _draw_completion(model, variant, views)
         pictures.save_figure(figure, folder / COMPLETION)
         return
     encoder = getattr(model, "encoder", model)
@@ -343,7 +348,8 @@ def draw_example(model: Any, variant: Variant, folder: Path) -> None:
     side = _PICTURE_PATCHES * encoder.feature_info[-1]["reduction"]
     if hasattr(encoder, "set_input_size"):  # convolutional networks take any size
         encoder.set_input_size((side, side))
-    image = pictures.to_input(views[0], model, (side, side))
+    encoder.pretrained_cfg = model.pretrained_cfg  # the normalization
+    image = pictures.to_input(views[0], encoder, (side, side))
     (maps,) = encoder.forward_intermediates(image, indices=1, norm=True, intermediates_only=True)  # 1, D, h, w
     rows, columns = maps.shape[2:]
     colors = pictures.pca_rgb(maps[0].flatten(1).T).unflatten(0, (rows, columns)).numpy()
@@ -351,9 +357,22 @@ def draw_example(model: Any, variant: Variant, folder: Path) -> None:
         [(pictures.to_pixels(image, model)[0], colors)],
         ("photo", "features"),
         "",
-        f"Three principal components of the features as red, green and blue; {rows} x {columns} patches.",
+        f"Three principal components of the features as red, green and blue, a map of {rows} x {columns}.",
     )
     pictures.save_figure(figure, folder / FEATURES)
+
+
+def _draw_completion(model: Any, variant: Variant, views: tuple[Any, Any]) -> Any:
+    caption = pictures.completion_caption(model)
+    img1, img2 = (pictures.to_input(view, model) for view in views)
+    if variant.form == "binocular":
+        row = pictures.picture_completion(model, img1, img2)
+        return pictures.draw_completions([row], caption, "90% of a photo hidden")
+    result = model.complete(img1, generator=torch.Generator().manual_seed(0))
+    truth = pictures.to_pixels(img1, model)
+    hidden = pictures.hide(truth, result.mask, model.patch_size)
+    images = (hidden[0], pictures.to_pixels(result.image, model)[0], truth[0])
+    return pictures.draw_images([images], ("input", "completion", "truth"), "75% of a photo hidden", caption, panel=2.4)
 
 
 def _example_views() -> tuple[Any, Any]:
@@ -490,12 +509,10 @@ def _hub_repository(name: str) -> str | None:
 
 def _loading(variant: Variant, repo: str, model: ZooModel) -> str:
     size = ", ".join(map(str, get_model_input_config(model)["input_size"]))
-    two = variant.form in ("binocular", "dense")
-    call = (
-        f"output = model(*torch.randn(2, 1, {size}))  # two images"
-        if two
-        else f"output = model(torch.randn(1, {size}))"
-    )
+    call = {
+        "encoder": f"output = model(torch.randn(1, {size}))",
+        "pretraining": f"features = model.encoder(torch.randn(1, {size}))",
+    }.get(variant.form, f"output = model(*torch.randn(2, 1, {size}))  # two images")
     return f"""```python
 import timm
 import torch

@@ -54,13 +54,19 @@ class SelfAttention(_Attention):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(
-        self, x: Tensor, rope: Rope | None = None, places: Tensor | None = None, bias: Tensor | None = None
+        self,
+        x: Tensor,
+        rope: Rope | None = None,
+        places: Tensor | None = None,
+        bias: Tensor | None = None,
+        index: Tensor | None = None,
     ) -> Tensor:
         """x (B, N, C) -> B, N, C.
 
         bias: added to the attention's logits, broadcast against (B, heads, N, N).
         places: (B, N), if x (B, n, C) has each distinct token once: which one stands at each place. They are then
         projected once, not at each place.
+        index: (B, m), the places whose output is wanted, B, m, C: the others answer, but do not ask.
         """
         x = self.qkv(x)
         if places is not None:
@@ -70,6 +76,8 @@ class SelfAttention(_Attention):
             q, k = apply_rope(qkv[:2], rope).unbind(0)  # both in one pass
         else:
             q, k = qkv[0], qkv[1]
+        if index is not None:
+            q = q.take_along_dim(index[:, None, :, None], dim=2)
         return self.proj_drop(self.proj(self._attend(q, k, qkv[2], bias)))
 
 

@@ -15,10 +15,14 @@ def num_hidden(num_patches: int, ratio: float) -> int:
     return int(ratio * num_patches)
 
 
+def random_order(batch: int, num_patches: int, generator: torch.Generator | None = None) -> Tensor:
+    """Random orders (batch, num_patches), each sample its own, drawn on the CPU: `order < n` is a mask that hides n."""
+    return torch.rand(batch, num_patches, generator=generator).argsort(dim=1)
+
+
 def random_mask(batch: int, num_patches: int, ratio: float, generator: torch.Generator | None = None) -> Tensor:
     """Uniformly random masks (batch, num_patches), each sample its own, drawn on the CPU."""
-    order = torch.rand(batch, num_patches, generator=generator).argsort(dim=1)
-    return order < num_hidden(num_patches, ratio)
+    return random_order(batch, num_patches, generator) < num_hidden(num_patches, ratio)
 
 
 def block_mask(

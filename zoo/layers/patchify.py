@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -36,3 +38,23 @@ def patch_linear(x: Tensor, conv: nn.Conv2d) -> Tensor:
     k = conv.kernel_size[0]
     x = rearrange(x, "... (h p) (w q) c -> ... h w (p q c)", p=k, q=k)
     return F.linear(x, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
+
+
+def _normalize_channels(patches: Tensor, channels: int) -> Tensor:
+    """Each channel of a patch with its own mean and deviation taken out, so that color tells nothing."""
+    return normalize_patches(patches.unflatten(-1, (-1, channels)).mT).mT.flatten(-2)
+
+
+def _normalize_gray(patches: Tensor, channels: int) -> Tensor:
+    """The mean of a patch's channels, normalized, in place of each of them."""
+    gray = patches.unflatten(-1, (-1, channels)).mean(-1)
+    return normalize_patches(gray).repeat_interleave(channels, dim=-1)
+
+
+TARGETS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "pixels": lambda patches, channels: patches,
+    "normalized": lambda patches, channels: normalize_patches(patches),
+    "per_channel": _normalize_channels,
+    "gray": _normalize_gray,
+}
+"""What a model may be asked to predict of patches (B, N, patch * patch * C), by name."""

@@ -1,6 +1,6 @@
 """The model families, one file each; importing this package registers every architecture with timm."""
 
-from zoo.models import convmae, croco, fast_itpn, hivit, itpn
+from zoo.models import convmae, croco, fast_itpn, hivit, itpn, resnet
 from zoo.models._build import Ancestor, ZooModel, fetch
 
-__all__ = ["Ancestor", "ZooModel", "convmae", "croco", "fast_itpn", "fetch", "hivit", "itpn"]
+__all__ = ["Ancestor", "ZooModel", "convmae", "croco", "fast_itpn", "fetch", "hivit", "itpn", "resnet"]

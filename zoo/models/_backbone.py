@@ -113,6 +113,20 @@ class Backbone(ImageEncoder):
     blocks: nn.ModuleList
     embed_dim: int
 
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """Height and width of the images that the model was made for."""
+        return self.patch_embed.img_size
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of their patches."""
+        return self.patch_embed.grid_size
+
+    def grid_of(self, x: Tensor) -> tuple[int, int]:
+        """Rows and columns of the patches of images (B, C, H, W)."""
+        return self.patch_embed.dynamic_feat_size((x.shape[-2], x.shape[-1]))
+
     def embed(self, x: Tensor, visible: Tensor | None = None) -> tuple[Tensor, tuple[Any, ...]]:
         """Images (B, C, H, W) -> tokens (B, N, D), of the patches `visible` (B, n) only if given, and the
         further arguments of every block."""
@@ -164,7 +178,7 @@ class Backbone(ImageEncoder):
         """
         check_output_fmt(output_fmt)
         take, last = feature_take_indices(len(self.blocks), indices)
-        grid = self.patch_embed.dynamic_feat_size((x.shape[-2], x.shape[-1]))
+        grid = self.grid_of(x)
         x, args = self.embed(x)
         x, taken = self._run_blocks(x, args, set(take), last if stop_early else len(self.blocks) - 1)
         if norm:

@@ -57,6 +57,8 @@ class ZooModel(nn.Module):
     features_only_advice = (
         "{} is no backbone of one image, so features_only does not apply; create the encoder's architecture with it."
     )
+    cfg: Mapping[str, Any] = {}
+    """What timm's pretrained config of this form has otherwise than `_pretrained_cfg` says."""
     head_name: str | None = None
     """The part that a checkpoint may lack or have in another size: then it is drawn anew, with a warning."""
 
@@ -193,12 +195,12 @@ def _pretrained_cfg(variant: Variant, model_cls: type[ZooModel]) -> dict[str, An
         std=variant.std,
         num_classes=variant.num_classes,
         first_conv=model_cls.first_conv,
-        classifier="head" if variant.form == "encoder" else None,
+        classifier=model_cls.head_name if variant.form == "encoder" else None,
         license=variant.license.lower(),
         description=variant.description,
         paper_name=variant.paper.title,
         paper_ids=f"arXiv:{variant.paper.arxiv}",
-    )
+    ) | dict(model_cls.cfg)
 
 
 _MODEL_CLS: dict[str, type[ZooModel]] = {}  # by architecture

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from timm.layers import Mlp
 from timm.models import checkpoint
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from zoo.errors import ImageError
+from zoo.layers.attention import SelfAttention
 from zoo.layers.masking import add_mask_token, patch_loss, random_mask, split_mask, take_tokens
-from zoo.layers.patchify import normalize_patches, patch_statistics, patchify, unpatchify
+from zoo.layers.patchify import TARGETS, normalize_patches, patch_statistics, patchify, unpatchify
 from zoo.layers.sincos import SincosPositions
 from zoo.models._build import ZooModel, init_linear
 
@@ -55,10 +55,14 @@ class PatchPredictor(ZooModel):
         """Rows and columns of the patches of images (B, C, H, W)."""
         raise NotImplementedError
 
-    def _target_loss(self, image: Tensor, prediction: Tensor, index: Tensor) -> Tensor:
-        """Mean squared error of the predicted patches `index` (B, hidden) of `image`, a scalar."""
-        target = take_tokens(patchify(image.float(), self.patch_size), index)
-        return patch_loss(prediction, normalize_patches(target) if self.norm_target else target)
+    def _target_loss(self, image: Tensor, prediction: Tensor, index: Tensor, target: str | None = None) -> Tensor:
+        """Mean squared error of the predicted patches `index` (B, hidden) of `image`, a scalar.
+
+        target: one of `zoo.layers.patchify.TARGETS`, by default the one that `norm_target` says.
+        """
+        patches = take_tokens(patchify(image.float(), self.patch_size), index)
+        make_target = TARGETS[target or ("normalized" if self.norm_target else "pixels")]
+        return patch_loss(prediction, make_target(patches, self.in_chans))
 
     @torch.no_grad()
     def _complete(
@@ -101,6 +105,24 @@ def adapt_pixel_head(state: dict[str, Tensor], head: str, patch_size: int, in_ch
         state[key] = picked.flatten(0, 1)
 
 
+class DecoderBlock(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, device=None, dtype=None) -> None:
+        super().__init__()
+        dd: dict[str, Any] = dict(device=device, dtype=dtype)
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6, **dd)
+        self.attn = SelfAttention(dim, num_heads, **dd)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6, **dd)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), **dd)
+
+    def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        """x (B, N, C) -> B, N, C, or B, m, C at places `index` (B, m) only."""
+        y = self.attn(self.norm1(x), index=index)
+        x = y + (x if index is None else take_tokens(x, index))
+        return x + self.mlp(self.norm2(x))
+
+
 class PixelDecoder(nn.Module):
     """A masked autoencoder's decoder: mask tokens, fixed sin-cos positions, transformer blocks, pixels.
 
@@ -123,16 +145,12 @@ class PixelDecoder(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = dict(device=device, dtype=dtype)
-        norm = partial(nn.LayerNorm, eps=1e-6)
         self.mask_tokens = mask_tokens
         self.grad_checkpointing = False
         self.mask_token = nn.Parameter(torch.empty(1, 1, dim, **dd))
         self.pos_embed = SincosPositions(dim, grid, device=device)
-        self.blocks = nn.ModuleList(
-            Block(dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm, **dd)  # type: ignore[arg-type]
-            for _ in range(depth)
-        )
-        self.norm = norm(dim, **dd)
+        self.blocks = nn.ModuleList(DecoderBlock(dim, num_heads, mlp_ratio, **dd) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, eps=1e-6, **dd)
         self.head = nn.Linear(dim, patch_size**2 * in_chans, **dd)
 
     def init_weights(self) -> None:
@@ -144,13 +162,13 @@ class PixelDecoder(nn.Module):
         `index` (B, m) only."""
         x, places = add_mask_token(x, visible, self.mask_tokens * self.mask_token, grid[0] * grid[1])
         x = take_tokens(x, places) + self.pos_embed(grid).to(x.dtype)  # B, N, dim
-        for block in self.blocks:
+        last = len(self.blocks) - 1
+        for i, block in enumerate(self.blocks):
+            wanted = index if i == last else None  # behind the last attention the other places are not needed
             if self.grad_checkpointing and self.training:
-                x = checkpoint(block, x)
+                x = checkpoint(block, x, wanted)
             else:
-                x = block(x)
-        if index is not None:
-            x = take_tokens(x, index)
+                x = block(x, wanted)
         return self.norm(x)
 
     def forward(self, x: Tensor, visible: Tensor, grid: Grid, index: Tensor | None = None) -> Tensor:
@@ -162,7 +180,7 @@ class PixelDecoder(nn.Module):
 class MaskedAutoencoder(PatchPredictor):
     """Base of one-image masked autoencoders: `encoder`, then what a family writes into `embed_visible`, `decoder`.
 
-    A subclass makes `encoder`, a `HierarchicalBackbone`, and `decoder`, `patch_size`, `in_chans`.
+    A subclass makes `encoder`, a `HierarchicalBackbone` or `Backbone`, and `decoder`, `patch_size`, `in_chans`.
     """
 
     encoder: Any

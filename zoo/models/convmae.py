@@ -112,6 +112,10 @@ class Embed(nn.Module):
         """..., H, W, C -> ..., H / stride, W / stride, D."""
         return F.gelu(self.norm(patch_linear(x, self.proj)))
 
+    def forward_masked(self, x: Tensor) -> Tensor:
+        """The plain way: B, C, H, W -> B, D, H / stride, W / stride."""
+        return F.gelu(_norm(self.proj(x), self.norm))
+
 
 class ConvBlock(nn.Module):
     """Transformer block with a masked depthwise convolution in place of attention (paper, section 3.1)."""
@@ -130,16 +134,33 @@ class ConvBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
-    def forward(self, x: Tensor, windows: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Maps x (B, H, W, C), with a mask (B, H, W, 1) that is 0 at hidden places if there are such; or visible
-        patches only, x (B, n, p, p, C), with their `windows`."""
+    def forward(self, x: Tensor, windows: Tensor | None = None) -> Tensor:
+        """Maps x (B, H, W, C), or visible patches only, x (B, n, p, p, C), with their `windows`."""
         y = self.conv1(self.norm1(x))
         if windows is None:
-            y = self.conv((y if mask is None else y * mask).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            y = self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         else:
             y = WindowConv.apply(y.flatten(0, 1), self.conv.weight.to(y.dtype), windows).view_as(y) + self.conv.bias
         x = x + self.drop_path1(self.conv2(y))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+    def forward_masked(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The plain way, as it stands in the paper: x (B, C, H, W), and a mask (B, 1, H, W) that is 0 at hidden
+        places, of which nothing is left out."""
+        y = _pointwise(_norm(x, self.norm1), self.conv1)
+        x = x + _pointwise(self.conv(y * mask), self.conv2)
+        y = F.gelu(_pointwise(_norm(x, self.norm2), self.mlp.fc1))
+        return x + _pointwise(y, self.mlp.fc2)
+
+
+def _norm(x: Tensor, norm: nn.Module) -> Tensor:
+    """A norm over the channels of B, C, H, W."""
+    return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _pointwise(x: Tensor, linear: Any) -> Tensor:
+    """A linear layer as a 1x1 convolution of B, C, H, W."""
+    return F.conv2d(x, linear.weight[..., None, None], linear.bias)
 
 
 class Stage(nn.Module):
@@ -219,11 +240,11 @@ class ConvMAE(HierarchicalBackbone):
         if isinstance(self.pos_embed, LearnedPositions):
             nn.init.trunc_normal_(self.pos_embed.table, std=0.02)
 
-    def _run_convolutions(self, i: int, x: Tensor, *args: Tensor | None) -> Tensor:
-        """What stage i (0 or 1) makes of ..., H, W, C; args: windows and mask, see `ConvBlock`."""
+    def _run_convolutions(self, i: int, x: Tensor, windows: Tensor | None = None) -> Tensor:
+        """What stage i (0 or 1) makes of ..., H, W, C; windows: see `ConvBlock`."""
         x = self.stages[i].embed(x)
         for block in self.stages[i].blocks:
-            x = self.run_block(block, x, *args)
+            x = self.run_block(block, x, windows)
         return x
 
     def _run_transformer(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -265,20 +286,21 @@ class ConvMAE(HierarchicalBackbone):
         return self._run_transformer(x, self._positions(grid)[visible]), outputs
 
     def forward_masked(self, x: Tensor, visible: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The plain way to the same tokens: the convolutional stages run everywhere, under a mask.
+        """`forward_visible` the plain way, to compare with: everything is computed everywhere, under a mask.
 
-        Their outputs come as whole maps, (B, H / 4, W / 4, D0) and (B, H / 8, W / 8, D1). For comparison.
+        The outputs of the convolutional stages come as whole maps, (B, D0, H / 4, W / 4) and (B, D1, H / 8, W / 8).
         """
         grid = self.grid_of(x)
-        seen = x.new_zeros(len(x), grid[0] * grid[1]).scatter(1, visible, 1.0).unflatten(1, grid)
-        x = x.permute(0, 2, 3, 1)  # B, H, W, C
+        seen = x.new_zeros(len(x), grid[0] * grid[1]).scatter(1, visible, 1.0).unflatten(1, (1, *grid))
         outputs = []
         for i, p in enumerate((4, 2)):
-            mask = seen.repeat_interleave(p, 1).repeat_interleave(p, 2)[..., None]
-            x = self._run_convolutions(i, x, None, mask)
+            mask = seen.repeat_interleave(p, 2).repeat_interleave(p, 3)  # B, 1, H / stride, W / stride
+            x = self.stages[i].embed.forward_masked(x)
+            for block in self.stages[i].blocks:
+                x = block.forward_masked(x, mask)
             outputs.append(x)
-        x = take_tokens(self.stages[-1].embed(x).flatten(1, 2), visible)
-        return self._run_transformer(x, self._positions(grid)[visible]), outputs
+        x = self.stages[-1].embed.forward_masked(x).flatten(2).transpose(1, 2)  # B, N, D
+        return self._run_transformer(take_tokens(x, visible), self._positions(grid)[visible]), outputs
 
     def _positions(self, grid: Grid) -> Tensor:
         assert self.pos_embed is not None  # only a pruned model has none, and it ends before
@@ -364,8 +386,10 @@ class ConvMAEPretraining(MaskedAutoencoder):
             fused = [patch_linear(output, conv).flatten(1, 3) for output, conv in zip(outputs, self.fuse)]
         else:
             x, outputs = self.encoder.forward_masked(image, visible)
-            fused = [patch_linear(output, conv).flatten(1, 2) for output, conv in zip(outputs, self.fuse)]  # B, N, D
-            fused = [take_tokens(y, visible) for y in fused]
+            fused = [
+                take_tokens(conv(output).flatten(2).transpose(1, 2), visible)
+                for output, conv in zip(outputs, self.fuse)
+            ]
         for y in fused:
             x = x + y
         return self.norm(x)

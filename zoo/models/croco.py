@@ -32,10 +32,18 @@ from zoo.layers.rope import Rope, gather_rope, rope_table
 from zoo.layers.sincos import SincosPositions
 from zoo.models._backbone import Backbone, GlobalPool, check_pool
 from zoo.models._build import init_linear, register_family
-from zoo.models._masked import Completion, Grid, PatchPredictor, adapt_pixel_head, check_mask
+from zoo.models._masked import (
+    Completion,
+    Grid,
+    MaskedAutoencoder,
+    PatchPredictor,
+    PixelDecoder,
+    adapt_pixel_head,
+    check_mask,
+)
 from zoo.weights import Alias, Drop, KeyRules, Rename
 
-__all__ = ["Completion", "CrocoEncoder", "DensePairModel", "PairModel", "create_pair_model"]
+__all__ = ["Completion", "CrocoEncoder", "CrocoMAE", "DensePairModel", "PairModel", "create_pair_model"]
 
 PosEmbed = Literal["sincos", "rope"]
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
@@ -193,7 +201,7 @@ class CrocoEncoder(Backbone):
         nn.init.zeros_(self.patch_embed.proj.bias)
 
     def embed(self, x: Tensor, visible: Tensor | None = None) -> tuple[Tensor, tuple[Rope | None]]:
-        grid = self.patch_embed.dynamic_feat_size((x.shape[-2], x.shape[-1]))
+        grid = self.grid_of(x)
         if visible is None:
             # B, h, w, D; the convolution's memory order (channels before places) would stay with all blocks' sums
             x = self.patch_embed(x).flatten(1, 2).contiguous()
@@ -233,7 +241,56 @@ CrocoEncoder.layouts = {
         Drop("head.*", "predicts pixels from the decoder"),
         Drop("dense.*", "the dense head"),
     ),
+    "CroCo masked autoencoder": KeyRules(
+        Rename("encoder.*", "*"),
+        Drop("decoder_embed.*", "belongs to the decoder"),
+        Drop("decoder.*", "predicts pixels"),
+    ),
 }
+
+
+class CrocoMAE(MaskedAutoencoder):
+    """CroCo's encoder under a masked autoencoder's one-image decoder: what CroCo is without its second view.
+
+    For comparison: the same encoder, pretrained on single images as in MAE (arXiv 2111.06377). The encoder's
+    arguments are CrocoEncoder's.
+    """
+
+    first_conv = "encoder.patch_embed.proj"
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        decoder_dim: int = 512,
+        decoder_depth: int = 8,
+        decoder_num_heads: int = 16,
+        norm_target: bool = True,
+        device=None,
+        dtype=None,
+        **encoder_args: Any,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = dict(device=device, dtype=dtype)
+        self.encoder = CrocoEncoder(img_size, patch_size, in_chans, **encoder_args, **dd)
+        self.patch_size = patch_size
+        self.in_chans = in_chans
+        self.norm_target = norm_target
+        self.decoder_embed = nn.Linear(self.encoder.embed_dim, decoder_dim, **dd)
+        grid = self.encoder.grid_size
+        self.decoder = PixelDecoder(grid, patch_size, in_chans, decoder_dim, decoder_depth, decoder_num_heads, **dd)
+        self.num_features = self.head_hidden_size = self.embed_dim = self.encoder.embed_dim
+        self.feature_info = [dict(info, module="encoder." + info["module"]) for info in self.encoder.feature_info]
+        self.init_weights_unless_meta()
+
+    def init_weights(self) -> None:
+        """Draw the decoder (the encoder has drawn its own)."""
+        init_linear(self.decoder_embed)
+        self.decoder.init_weights()
+
+    def embed_visible(self, image: Tensor, visible: Tensor) -> Tensor:
+        return self.decoder_embed(self.encoder.forward_tokens(image, visible)[0])
 
 
 class Decoder(nn.Module):
@@ -521,9 +578,14 @@ class PairModel(PatchPredictor):
             tokens = take_tokens(tokens, hidden_index)
         return self.head(tokens), hidden_index
 
-    def completion_loss(self, img1: Tensor, img2: Tensor, mask: Tensor, hidden: int) -> Tensor:
-        """The pretraining loss (CroCo, section 3.2): squared error of the hidden patches' target, a scalar."""
-        return self._target_loss(img1, *self.predict(img1, img2, mask, hidden))
+    def completion_loss(
+        self, img1: Tensor, img2: Tensor, mask: Tensor, hidden: int, target: str | None = None
+    ) -> Tensor:
+        """The pretraining loss (CroCo, section 3.2): squared error of the hidden patches' target, a scalar.
+
+        target: one of `zoo.layers.patchify.TARGETS`, by default the one that `norm_target` says.
+        """
+        return self._target_loss(img1, *self.predict(img1, img2, mask, hidden), target)
 
     def complete(
         self,
@@ -835,4 +897,6 @@ def create_pair_model(
     return pair
 
 
-default_cfgs = register_family("croco", dict(encoder=CrocoEncoder, binocular=PairModel, dense=DensePairModel), __name__)
+default_cfgs = register_family(
+    "croco", dict(encoder=CrocoEncoder, pretraining=CrocoMAE, binocular=PairModel, dense=DensePairModel), __name__
+)

@@ -374,6 +374,7 @@ class HiViTMAE(MaskedAutoencoder):
         self.encoder.fc_norm = nn.Identity()  # a classifier's
         self.patch_size = self.encoder.patch_size
         self.in_chans = in_chans
+        self.num_features = self.encoder.num_features
         self.norm_target = norm_target
         self.norm = LayerNorm(7 * embed_dim, **dd)
         self.embed = nn.Linear(7 * embed_dim, decoder_dim, **dd)

@@ -305,6 +305,7 @@ class ITPNPixel(MaskedAutoencoder):
         self.encoder.fc_norm = nn.Identity()  # a classifier's
         self.patch_size = self.encoder.patch_size
         self.in_chans = in_chans
+        self.num_features = self.encoder.num_features
         self.norm_target = norm_target
         self.level_embed = LevelEmbed(fpn_dim, decoder_dim, **dd)
         self.decoder = PixelDecoder(
@@ -477,6 +478,7 @@ class ITPNClip(ZooModel):
         self.encoder.fc_norm = nn.Identity()  # a classifier's
         self.patch_size = self.encoder.patch_size
         self.in_chans = in_chans
+        self.num_features = self.encoder.num_features
         self.mask_token = nn.Parameter(torch.empty(embed_dim, **dd))
         self.level_embed = LevelEmbed(fpn_dim, embed_dim, **dd)
         self.norm = LayerNorm(embed_dim, **dd)

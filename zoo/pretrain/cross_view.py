@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
 
 from zoo.errors import DataError, RecipeError
-from zoo.layers.masking import num_hidden, random_mask
+from zoo.layers.masking import num_hidden, random_order
+from zoo.layers.patchify import TARGETS
 from zoo.models.croco import PairModel
-from zoo.pretrain.objective import Objective
+from zoo.pictures import draw_images, hide
+from zoo.pretrain.jitter import color_jitter, draw_jitter
+from zoo.pretrain.objective import Objective, as_pixels
+from zoo.pretrain.scenes_torch import DrawnScenes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -22,26 +28,30 @@ class PairTransform:
     """One pair of photos -> what the objective's forward takes; runs in the data workers.
 
     crop: side of the random crops, drawn for each image on its own. color_jitter: strength of brightness,
-    contrast and saturation jitter (0.4: factors 0.6..1.4), likewise.
+    contrast and saturation jitter (0.4: factors 0.6..1.4), likewise; it is drawn here and done in `forward`.
     """
 
     num_patches: int
-    mask_ratio: float
     crop: int | None
     color_jitter: float
 
     def __call__(self, sample: dict[str, Any], seed: int) -> dict[str, Tensor]:
-        """image1, image2: uint8 arrays (H, W, 3) -> uint8 tensors (3, h, w), and mask (N,) bool.
+        """image1, image2: uint8 arrays (H, W, 3) -> uint8 tensors (3, h, w), jitter1, jitter2 (3, 2) of
+        `draw_jitter`, and order (N,), the place of each patch in the order in which patches are hidden.
 
-        All randomness comes from `seed`, so a sample does not depend on which worker makes it.
+        A sample without images, a scene to be rendered, passes as it is. All randomness comes from `seed`, so a
+        sample does not depend on which worker makes it.
         """
         generator = torch.Generator().manual_seed(seed)
-        img1 = self._augment(sample["image1"], generator)
-        img2 = self._augment(sample["image2"], generator)
-        mask = random_mask(1, self.num_patches, self.mask_ratio, generator)[0]
-        return dict(image1=img1, image2=img2, mask=mask)
+        row = {key: value for key, value in sample.items() if key != "index"}
+        for i in (1, 2):
+            if f"image{i}" in row:
+                row[f"image{i}"] = self._crop(row[f"image{i}"], generator)
+            if self.color_jitter:
+                row[f"jitter{i}"] = draw_jitter(self.color_jitter, generator)
+        return row | dict(order=random_order(1, self.num_patches, generator)[0])
 
-    def _augment(self, array: np.ndarray, generator: torch.Generator) -> Tensor:
+    def _crop(self, array: np.ndarray, generator: torch.Generator) -> Tensor:
         image = torch.from_numpy(np.array(array)).permute(2, 0, 1)  # a copy: PIL's arrays are read-only
         if self.crop is not None:
             height, width = image.shape[-2:]
@@ -53,18 +63,15 @@ class PairTransform:
             top = int(torch.randint(height - self.crop + 1, (), generator=generator))
             left = int(torch.randint(width - self.crop + 1, (), generator=generator))
             image = image[:, top : top + self.crop, left : left + self.crop]
-        if self.color_jitter:
-            low, high = 1 - self.color_jitter, 1 + self.color_jitter
-            factors = torch.empty(3).uniform_(low, high, generator=generator).tolist()
-            order = torch.randperm(3, generator=generator).tolist()
-            steps = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation)
-            for i in order:
-                image = steps[i](image, factors[i])
         return image.contiguous()
 
 
 class CrossViewCompletion(Objective):
-    """Mean squared error of the hidden patches of image 1 (CroCo, section 3.2; v2 the same)."""
+    """Mean squared error of the hidden patches of image 1 (CroCo, section 3.2; v2 the same).
+
+    target: what is predicted of a patch, one of `zoo.layers.patchify.TARGETS`, by default what the model was made for;
+    a run should end with that. mask_ratio and target may change in a curriculum.
+    """
 
     sample = "pair"
 
@@ -75,6 +82,7 @@ class CrossViewCompletion(Objective):
         mask_ratio: float = 0.9,
         crop: int | None = None,
         color_jitter: float = 0.0,
+        target: str | None = None,
     ) -> None:
         if not isinstance(model, PairModel) or model.head is None:
             raise RecipeError(
@@ -88,11 +96,47 @@ class CrossViewCompletion(Objective):
                 f"Crops of {crop} pixels don't fit a model made for {size[0]}x{size[1]}; set objective.crop, or "
                 "model_args.img_size."
             )
-        patches = model.encoder.patch_embed.num_patches
-        self.hidden = num_hidden(patches, mask_ratio)
-        self.transform = PairTransform(patches, mask_ratio, crop, color_jitter)
+        if crop is not None and isinstance(source, DrawnScenes):
+            raise RecipeError("Scenes rendered on the device are not cropped; leave out objective.crop or data.render.")
+        self.num_patches = model.encoder.patch_embed.num_patches
+        self.configure(mask_ratio=mask_ratio, target=target)
+        self.transform = PairTransform(self.num_patches, crop, color_jitter)
+
+    def configure(self, **settings: Any) -> None:
+        for name, value in settings.items():
+            if name == "mask_ratio":
+                self.hidden = num_hidden(self.num_patches, value)
+                if not 0 < self.hidden < self.num_patches:
+                    raise RecipeError(
+                        f"A mask_ratio of {value} hides {self.hidden} of {self.num_patches} patches; hide some, not "
+                        "all of them."
+                    )
+            elif name == "target":
+                if value not in (None, *TARGETS):
+                    raise RecipeError(f"The target '{value}' is unknown; choose {', '.join(TARGETS)}.")
+                self.target = value
+            else:
+                super().configure(**{name: value})
+
+    def views(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """What the model sees of a batch: images 1 and 2, uint8 (B, 3, H, W), and mask (B, N) bool."""
+        img1, img2 = (
+            color_jitter(batch[f"image{i}"], batch[f"jitter{i}"]) if f"jitter{i}" in batch else batch[f"image{i}"]
+            for i in (1, 2)
+        )
+        return img1, img2, batch["order"] < self.hidden
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """image1, image2 (B, 3, H, W) uint8 and mask (B, N) bool -> the loss."""
-        img1, img2 = self.to_input(batch["image1"]), self.to_input(batch["image2"])
-        return dict(loss=self.model.completion_loss(img1, img2, batch["mask"], self.hidden))
+        """A batch of `PairTransform`'s rows, scenes rendered -> the loss."""
+        img1, img2, mask = self.views(batch)
+        img1, img2 = self.to_input(img1), self.to_input(img2)
+        return dict(loss=self.model.completion_loss(img1, img2, mask, self.hidden, self.target))
+
+    def show(self, samples: Sequence[dict[str, Any]], batch: dict[str, Tensor]) -> Figure:
+        """Image 1, what is left of it, and image 2."""
+        img1, img2, mask = self.views(batch)
+        one, two = as_pixels(img1), as_pixels(img2)
+        names = ("image 1: to be rebuilt", "what the network sees of it", "image 2: seen whole")
+        caption = "Gray patches are hidden; the network predicts their pixels from the others and image 2."
+        rows = list(zip(one, hide(one, mask, self.model.patch_size), two))
+        return draw_images(rows, names, "", caption, panel=2.4)

@@ -14,9 +14,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import timm
@@ -32,29 +32,48 @@ from tqdm import tqdm
 
 from zoo.errors import DivergedError, RecipeError, TrainingError, ZooError
 from zoo.lookup import find_variant
+from zoo.models import fetch
 from zoo.models.croco import create_pair_model
 from zoo.pretrain import data
+from zoo.pretrain.classify import Classification, LinearProbe
 from zoo.pretrain.cross_view import CrossViewCompletion
-from zoo.pretrain.data import ENDLESS, StepSampler, make_loader
+from zoo.pretrain.curriculum import Curriculum
+from zoo.pretrain.data import ENDLESS, StepSampler, make_loader, to_device
+from zoo.pretrain.jigsaw import Jigsaw
+from zoo.pretrain.jigsaw_clustering import JigsawClustering
 from zoo.pretrain.masked import MaskedFeatureModeling, MaskedImageModeling, MaskedTokenModeling
 from zoo.pretrain.objective import Objective
-from zoo.pretrain.recipe import Recipe, Schedule
+from zoo.pretrain.pirl import Pirl
+from zoo.pretrain.recipe import Recipe, Schedule, parse_recipe
+from zoo.pretrain.validate import check_validation, validate
 from zoo.weights import save_safetensors
+from zoo.weights.files import write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "cross_view_completion": CrossViewCompletion,
     "masked_image_modeling": MaskedImageModeling,
     "masked_feature_modeling": MaskedFeatureModeling,
     "masked_token_modeling": MaskedTokenModeling,
+    "jigsaw": Jigsaw,
+    "jigsaw_clustering": JigsawClustering,
+    "pirl": Pirl,
+    "classification": Classification,
+    "linear_probe": LinearProbe,
 }
 """Objectives by the name that recipes use."""
+
+VALIDATION_SEED = 2**32 - 1
+"""Of procedural validation images: not a training run's, and the same for all of them."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a recipe comes to on a given source: whole numbers of steps.
 
-    unit: steps of one of the schedule's units.
+    unit: steps of one of the schedule's units. validate_every: so many steps.
     """
 
     steps: int
@@ -63,6 +82,7 @@ class Plan:
     length: float
     lr: float
     schedule: Schedule
+    validate_every: int
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up from zero, then a cosine to min_lr over `length` steps, of which `steps` are run."""
@@ -88,8 +108,15 @@ def make_plan(recipe: Recipe, samples: int) -> Plan:
                 f"{samples} samples don't fill one batch of {recipe.batch_size}; lower batch_size or give more data."
             )
     stop = schedule.length if schedule.stop is None else schedule.stop
+    steps = int(stop * unit)
     return Plan(
-        int(stop * unit), unit, schedule.warmup * unit, schedule.length * unit, recipe.learning_rate(), schedule
+        steps,
+        unit,
+        schedule.warmup * unit,
+        schedule.length * unit,
+        recipe.learning_rate(),
+        schedule,
+        validate_every=steps if schedule.validate_every is None else max(1, int(schedule.validate_every * unit)),
     )
 
 
@@ -105,29 +132,69 @@ def make_source(recipe: Recipe) -> Any:
     return data.make_source(recipe.data, recipe.seed, _objective_class(recipe).sample)
 
 
+def make_validation_source(recipe: Recipe) -> Any:
+    """What a recipe is validated on, or None."""
+    if not recipe.validation:
+        return None
+    return data.make_source(recipe.data | recipe.validation, VALIDATION_SEED, _objective_class(recipe).sample)
+
+
 def make_model(recipe: Recipe) -> nn.Module:
-    """The recipe's model, freshly drawn with the recipe's seed."""
+    """The recipe's model, from what it starts from, or freshly drawn with the recipe's seed."""
     if recipe.model != "create_pair_model" and not timm.is_model(recipe.model):
         find_variant(recipe.model)  # names the nearest ones
+    args = dict(recipe.model_args)
+    if recipe.init:
+        find_variant(recipe.model)  # timm's own models load less strictly
+        args |= dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(_init_file(recipe.init))))
     torch.manual_seed(recipe.seed)
     try:
         if recipe.model == "create_pair_model":
             return create_pair_model(**recipe.model_args)
-        return timm.create_model(recipe.model, **recipe.model_args)
+        return timm.create_model(recipe.model, **args)
+    except ZooError:
+        raise
     except (TypeError, ValueError, RuntimeError) as error:
         raise RecipeError(f"The recipe's model_args don't fit {recipe.model} ({error}); correct them.") from error
 
 
-def make_objective(recipe: Recipe, source: Any) -> Objective:
-    """The recipe's model under its objective, both freshly drawn."""
+def _init_file(init: str) -> Path:
+    path = Path(init)
+    if path.is_dir():
+        path /= "model.safetensors"
+        if not path.is_file():
+            raise RecipeError(f"The run {init} has no model.safetensors; finish it, or start from another.")
+    if path.is_file():
+        return path
+    if len(path.parts) > 1 or path.suffix in (".safetensors", ".pth", ".pt"):
+        raise RecipeError(f"There are no weights {init} to start from; give a file, a run's folder or a variant.")
+    return fetch(init)
+
+
+def make_objective(recipe: Recipe, source: Any, model: nn.Module | None = None) -> Objective:
+    """The recipe's model, or another one, under its objective, as they are at the first step."""
     objective_cls = _objective_class(recipe)
     settings = dict(recipe.objective)
     name = settings.pop("name")
-    model = make_model(recipe)
+    if model is None:
+        model = make_model(recipe)
     try:
         return objective_cls(model, source, **settings)
     except TypeError as error:
         raise RecipeError(f"The settings of the objective '{name}' don't fit ({error}).") from error
+
+
+def make_curriculum(recipe: Recipe, source: Any, objective: Objective) -> Curriculum:
+    """The settings that change with the step, once source and objective have taken the values of all points; the
+    objective is left with those of step 0."""
+    curriculum = Curriculum(recipe.curriculum, recipe.batch_size)
+    for step in reversed(curriculum.steps()):
+        if changes := curriculum.data(step * recipe.batch_size):
+            if not hasattr(source, "changed"):
+                raise RecipeError(f"Only scenes can change their {', '.join(changes)}; leave it out of the curriculum.")
+            source.changed(**changes)
+        objective.configure(**curriculum.objective(step))
+    return curriculum
 
 
 def make_optimizer(recipe: Recipe, objective: Objective) -> torch.optim.Optimizer:
@@ -136,6 +203,8 @@ def make_optimizer(recipe: Recipe, objective: Objective) -> torch.optim.Optimize
     options: dict[str, Any] = dict(betas=settings.betas) if "adam" in settings.name else {}
     if settings.momentum is not None:
         options["momentum"] = settings.momentum
+    if settings.name == "lars":
+        options["always_adapt"] = True  # timm's leaves parameters without weight decay alone, and a probe has no other
     trained: nn.Module = objective
     if settings.layer_decay is not None:
         trained = objective.model  # which says what its layers are
@@ -180,7 +249,8 @@ def train(
     """Run a recipe into the folder `output`, or go on with the run that is there; returns the weights' path.
 
     output gets recipe.yaml, log.jsonl, tensorboard/, checkpoint.safetensors (everything needed to go on,
-    replaced atomically), and at the end model.safetensors and loss.png.
+    replaced atomically), and at the end model.safetensors, loss.png and, if
+    it is validated, results.json.
     accumulate: parts that each process's share of a batch is computed in.
 
     Raises RecipeError, DataError (ValueErrors), TrainingError (RuntimeError), DivergedError (ArithmeticError).
@@ -191,6 +261,10 @@ def train(
     source = make_source(recipe)
     plan = make_plan(recipe, len(source))
     objective = make_objective(recipe, source)
+    curriculum = make_curriculum(recipe, source, objective)
+    held_out = make_validation_source(recipe)
+    if held_out is not None:
+        check_validation(objective, source, held_out)
     if recipe.sync_batchnorm and world > 1:
         objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
     optimizer = make_optimizer(recipe, objective)
@@ -200,8 +274,18 @@ def train(
     if accelerator.is_main_process:
         run.open(start)
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
-    sampler = StepSampler(len(source), recipe.batch_size, recipe.seed, start, plan.steps, accumulate, rank, world)
-    loader = make_loader(source, objective.transform, sampler, workers, accelerator.device.type == "cuda")
+    sampler = StepSampler(
+        len(source),
+        recipe.batch_size,
+        recipe.seed,
+        start,
+        plan.steps,
+        accumulate,
+        rank,
+        world,
+        getattr(source, "order", None),
+    )
+    loader = make_loader(source, objective.transform, sampler, workers, accelerator.device.type == "cuda", curriculum)
     batches = iter(loader)
 
     bar = tqdm(
@@ -216,12 +300,13 @@ def train(
     wrapped.train()
     with _StopSignal() as stop:
         for step in range(start, plan.steps):
+            objective.configure(**curriculum.objective(step))
             lr = plan.learning_rate(step)
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["lr_scale"]
             parts: list[Tensor] = []
             for part in range(accumulate):
-                batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in _next(batches).items()}
+                batch = to_device(_next(batches), source, accelerator.device)
                 torch.manual_seed(_seed(recipe.seed, step, part, rank))
                 with accelerator.accumulate(wrapped):
                     outcome = wrapped(batch)
@@ -237,16 +322,23 @@ def train(
             reports.append(torch.stack(parts).mean(dim=0))
             bar.update()
 
+            validating = held_out is not None and (done % plan.validate_every == 0 or done == plan.steps)
             saving = done % recipe.checkpoint_steps == 0 or done == plan.steps or (stop.wished and world == 1)
-            if done % recipe.log_steps == 0 or saving:
+            if done % recipe.log_steps == 0 or saving or validating:
                 # the wish to stop travels with the reports, so that several processes stop at the same step
                 wish = torch.full((1, len(names)), float(stop.wished), device=accelerator.device)
                 *rows, wished = accelerator.reduce(torch.cat((torch.stack(reports), wish)), "mean").tolist()
                 _check_finite([row[0] for row in rows], done, plan)
                 stopping = wished[0] > 0
                 saving = saving or stopping
+                figures: dict[str, float] = {}
+                if validating:
+                    share = recipe.batch_size // (accumulate * world)
+                    before = time.monotonic()
+                    figures = validate(objective, held_out, accelerator, share, workers)
+                    run.logged += time.monotonic() - before  # images_per_second is of the training
                 if accelerator.is_main_process:
-                    bar.set_postfix(run.log(done, names, rows, lr))
+                    bar.set_postfix(run.log(done, names, rows, lr, figures))
                 reports.clear()
                 if saving and accelerator.is_main_process:
                     run.save(done, objective, optimizer)
@@ -258,7 +350,7 @@ def train(
                     )
     bar.close()
     if accelerator.is_main_process:
-        run.finish(objective.model)
+        run.finish(objective.trained(), getattr(source, "classes", ()))
     accelerator.wait_for_everyone()
     return run.weights
 
@@ -275,15 +367,16 @@ def dry_run(recipe: Recipe, *, workers: int = 0, accumulate: int = 1, steps: int
     source = make_source(recipe)
     plan = make_plan(recipe, len(source))
     objective = make_objective(recipe, source)
+    curriculum = make_curriculum(recipe, source, objective)
     parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     wrapped, optimizer = accelerator.prepare(objective, make_optimizer(recipe, objective))
     micro = recipe.batch_size // (accumulate * accelerator.num_processes)
-    sampler = StepSampler(len(source), micro, recipe.seed, 0, steps + 1, 1, 0, 1)
-    loader = make_loader(source, objective.transform, sampler, workers, accelerator.device.type == "cuda")
+    sampler = StepSampler(len(source), micro, recipe.seed, 0, steps + 1, 1, 0, 1, getattr(source, "order", None))
+    loader = make_loader(source, objective.transform, sampler, workers, accelerator.device.type == "cuda", curriculum)
     seconds = []
     start = time.monotonic()
     for batch in loader:
-        loss = wrapped({k: v.to(accelerator.device) for k, v in batch.items()})["loss"]
+        loss = wrapped(to_device(batch, source, accelerator.device))["loss"]
         accelerator.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
@@ -308,9 +401,25 @@ def dry_run(recipe: Recipe, *, workers: int = 0, accumulate: int = 1, steps: int
     )
 
 
+def show_batch(recipe: Recipe, samples: int = 4) -> Figure:
+    """A picture of what the network sees of the first `samples` samples of a recipe's run."""
+    source = make_source(recipe)
+    with torch.device("meta"):  # nothing is computed with it
+        model = make_model(replace(recipe, init=""))
+    objective = make_objective(recipe, source, model)
+    sampler = StepSampler(len(source), samples, recipe.seed, 0, 1, 1, 0, 1)
+    ((*keys,),) = sampler
+    batch = _next(iter(make_loader(source, objective.transform, sampler, workers=0, pin_memory=False)))
+    batch = to_device(batch, source, torch.device("cpu"))
+    torch.manual_seed(_seed(recipe.seed, 0, 0, 0))
+    figure = objective.show([source[index] for index, _ in keys], batch)
+    figure.suptitle(f"{recipe.name}: what the network sees", fontsize=13, fontweight="bold")
+    return figure
+
+
 def read_log(run: str | Path) -> list[dict[str, Any]]:
-    """The rows of a run's log.jsonl: step, lr, images_per_second, seconds, and means since the row before of the
-    loss and of what else the objective reports."""
+    """The rows of a run's log.jsonl: step, lr, images_per_second, seconds, means since the row before of the loss
+    and of what else the objective reports, and after a validation its figures (validation_top1...)."""
     lines = (Path(run) / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
@@ -324,14 +433,16 @@ class _Run:
         self.weights = folder / "model.safetensors"
         self.rows: list[dict[str, Any]] = []
         self.seconds_before = 0.0
+        self.opened = self.logged = time.monotonic()
 
     def resume(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         """Load the checkpoint into both; returns the number of steps done."""
         with safe_open(self.checkpoint, "pt") as file:
             state = json.loads(file.metadata()["run"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}
-        ours, theirs = json.loads(json.dumps(self.recipe.to_dict())), state["recipe"]
-        if changed := sorted(key for key in ours if ours[key] != theirs.get(key)):
+        saved_recipe = parse_recipe(state["recipe"], str(self.checkpoint))  # an older version's lacks newer settings
+        ours, theirs = (json.loads(json.dumps(recipe.to_dict())) for recipe in (self.recipe, saved_recipe))
+        if changed := sorted(key for key in ours if ours[key] != theirs[key]):
             raise TrainingError(
                 f"{self.folder} holds a run with other settings ({', '.join(changed)}); choose another --output, or "
                 "start it again with the settings in its recipe.yaml."
@@ -357,13 +468,17 @@ class _Run:
         self.board = SummaryWriter(self.folder / "tensorboard", purge_step=start)
         self.opened = self.logged = time.monotonic()
 
-    def log(self, step: int, names: list[str], reports: list[list[float]], lr: float) -> dict[str, str]:
+    def log(
+        self, step: int, names: list[str], reports: list[list[float]], lr: float, figures: dict[str, float]
+    ) -> dict[str, str]:
         """Write a row of log.jsonl and TensorBoard; returns what the progress bar shows.
 
         names: of what the objective reports. reports: its values in each step since the row before.
+        figures: of a validation.
         """
         now = time.monotonic()
         means = {name: sum(values) / len(values) for name, values in zip(names, zip(*reports))}
+        means |= {f"validation_{name}": value for name, value in figures.items()}
         row = dict(
             step=step,
             **means,
@@ -398,14 +513,20 @@ class _Run:
         )
         save_safetensors(tensors, self.checkpoint, {"run": json.dumps(state)})
 
-    def finish(self, model: nn.Module) -> None:
-        """Write the trained model's weights and the loss curve."""
+    def finish(self, model: nn.Module, classes: tuple[str, ...]) -> None:
+        """Write the trained model's weights, the loss curve, and the figures of the validation at the end."""
         about = dict(architecture=self.recipe.model, recipe=self.recipe.name, steps=str(self.plan.steps))
         about["model_args"] = json.dumps(self.recipe.model_args)
+        if self.recipe.init:
+            about["init"] = self.recipe.init
         save_safetensors(model.state_dict(), self.weights, {**about, **_ancestry(model)})
         self.board.close()
-        if self.rows:  # the log may be gone while the checkpoint is there
-            draw_loss(self.rows, self.folder / "loss.png", self.recipe.name)
+        if not self.rows:  # the log may be gone while the checkpoint is there
+            return
+        draw_loss(self.rows, self.folder / "loss.png", self.recipe.name)
+        results = {key: value for key, value in self.rows[-1].items() if key.startswith("validation_")}
+        if results:
+            write_json(self.folder / "results.json", dict(step=self.plan.steps, **results, classes=classes))
 
 
 def _ancestry(model: nn.Module) -> dict[str, str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,8 +16,12 @@ from zoo.errors import RecipeError
 from zoo.layers.masking import block_mask, num_hidden, random_mask
 from zoo.models._masked import MaskedAutoencoder
 from zoo.models.itpn import ITPNClip, ITPNEma
-from zoo.pretrain.objective import Objective
+from zoo.pictures import draw_images, hide
+from zoo.pretrain.objective import Objective, as_pixels
 from zoo.pretrain.teachers import make_teacher
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class MaskedTransform:
@@ -65,6 +69,10 @@ class MaskedImageModeling(Objective):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """image (B, 3, H, W) uint8 and mask (B, N) bool -> the loss."""
         return dict(loss=self.model.completion_loss(self.to_input(batch["image"]), batch["mask"], self.hidden))
+
+    def show(self, samples: Sequence[dict[str, Any]], batch: dict[str, Tensor]) -> Figure:
+        """The images, their crops, and what is left of these."""
+        return _show_masks(samples, batch, self.model.patch_size, "their pixels")
 
 
 class MaskedFeatureModeling(MaskedImageModeling):
@@ -123,3 +131,15 @@ class MaskedTokenModeling(Objective):
         """image (B, 3, H, W) uint8 and mask (B, N) bool -> the loss."""
         targets = self.teacher(batch["image"].float() / 255)
         return dict(loss=self.model.token_loss(self.to_input(batch["image"]), batch["mask"], targets))
+
+    def show(self, samples: Sequence[dict[str, Any]], batch: dict[str, Tensor]) -> Figure:
+        """The images, their crops, which the teacher sees, and what is left of these for the model."""
+        patch_size = batch["image"].shape[-1] // self.model.encoder.grid_size[1]
+        return _show_masks(samples, batch, patch_size, "the teacher's tokens of the whole crop")
+
+
+def _show_masks(samples: Sequence[dict[str, Any]], batch: dict[str, Tensor], patch_size: int, predicted: str) -> Figure:
+    pixels = as_pixels(batch["image"])
+    rows = zip((sample["image"] / 255 for sample in samples), pixels, hide(pixels, batch["mask"], patch_size))
+    caption = f"Gray patches are hidden; the network predicts {predicted}."
+    return draw_images(list(rows), ("in the data", "the crop", "what the network sees"), "", caption, panel=2.4)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence, Sized
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from torch import Tensor, nn
 from torchvision.transforms import v2 as transforms
+
+from zoo.errors import RecipeError
+from zoo.pictures import draw_images
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Objective(nn.Module):
     """Base of all objectives: a batch goes in, the loss and what else is worth logging come out.
 
     Made from a model, the source of its samples (whose length and classes it may ask for), and the recipe's settings.
-    All of its parameters and buffers are part of a run's checkpoint; `model` is what a finished run gives.
+    All of its parameters and buffers are part of a run's checkpoint. One that can be validated has, besides, a
+    `validation_transform`, and `judge`: a batch of its tensors -> the sums over it of the quantities `figures`.
 
     sample: what the source gives, "image" (image, index and maybe label) or "pair" (image1, image2, index).
     transform: one sample and a seed -> the tensors of a batch's row; runs in the data workers. All of its
@@ -38,9 +46,42 @@ class Objective(nn.Module):
         """A batch of the transform's tensors -> "loss", a scalar to be minimized, and further scalars to be logged."""
         raise NotImplementedError
 
+    def show(self, samples: Sequence[dict[str, Any]], batch: dict[str, Tensor]) -> Figure:
+        """A picture of what the network sees, for `zoo show-batch`; the model may be on the meta device.
+
+        samples: the source's, as the transform got them. batch: the transform's tensors. Here: all images of both.
+        """
+        images = {name: as_pixels(value) for name, value in batch.items() if value.ndim == 4 and value.shape[1] == 3}
+        labels = [f"class {label}" for label in batch["label"].tolist()] if "label" in batch else []
+        rows = [(sample["image"] / 255, *views) for sample, *views in zip(samples, *images.values())]
+        return draw_images(
+            rows, ("in the data", *images), "", "Augmented at random, as in training.", labels, panel=2.4
+        )
+
+    def configure(self, **settings: Any) -> None:
+        """Take other values of settings, before a step whose number they depend on (a recipe's curriculum).
+
+        Raises RecipeError (a ValueError) for a setting that can't change.
+        """
+        if settings:
+            raise RecipeError(
+                f"{type(self).__name__} has no setting {' or '.join(settings)} that can change with the step; leave it "
+                "out of the curriculum."
+            )
+
+    def trained(self) -> nn.Module:
+        """What a finished run gives: the model, whose weights are written."""
+        return self.model
+
     def after_step(self, progress: float) -> None:
         """Called on every process after each optimizer step; progress: the share of the run that is done."""
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay, besides biases and other 1-D ones."""
-        return {f"model.{name}" for name in self.model.no_weight_decay()}
+        names = self.model.no_weight_decay() if hasattr(self.model, "no_weight_decay") else set()  # timm's ResNets
+        return {f"model.{name}" for name in names}
+
+
+def as_pixels(images: Tensor) -> np.ndarray:
+    """uint8 images (..., 3, H, W) -> what can be drawn: float in 0..1, (..., H, W, 3)."""
+    return (images.float() / 255).movedim(-3, -1).cpu().numpy()

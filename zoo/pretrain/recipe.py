@@ -22,7 +22,8 @@ RECIPES = Path(__file__).parent / "recipes"
 class Schedule:
     """Linear warm-up, then a cosine to `min_lr` over `length`, cut off at `stop`; all in `unit`s.
 
-    staircase: the learning rate changes between units only, not within them.
+    staircase: the learning rate changes between units only, not within them. validate_every: so many units, and at
+    the end; None: at the end only.
     """
 
     unit: str  # "epochs" or "steps"
@@ -31,6 +32,7 @@ class Schedule:
     stop: float | None = None  # the published CroCo runs stop half-way down the cosine
     min_lr: float = 0.0
     staircase: bool = False
+    validate_every: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,11 @@ class Recipe:
     """One training run. batch_size counts samples of a step over all processes.
 
     model, model_args: what timm.create_model makes, or `create_pair_model` and its arguments. objective: its name
-    and settings. data: the source's name and settings. precision: "fp32" or "bf16" (autocast). sync_batchnorm:
-    batch statistics over all processes. source: where the settings come from.
+    and settings. data: the source's name and settings. curriculum: settings of both that change with the step, see
+    `Curriculum`; `objective` and `data` themselves say what evaluations are to take. validation: which of these differ
+    for the images that the run is validated on; nothing: it isn't. init: what the model starts from, a weights file,
+    the folder of another run or a variant; "" for random weights, or those of model_args. precision: "fp32" or "bf16"
+    (autocast). sync_batchnorm: batch statistics over all processes. source: where the settings come from.
     """
 
     name: str
@@ -70,6 +75,9 @@ class Recipe:
     schedule: Schedule
     optimizer: Optimizer
     model_args: dict[str, Any] = field(default_factory=dict)
+    curriculum: dict[str, Any] = field(default_factory=dict)
+    init: str = ""
+    validation: dict[str, Any] = field(default_factory=dict)
     precision: str = "fp32"
     sync_batchnorm: bool = False
     seed: int = 0
@@ -116,7 +124,15 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
     for key, value in (overrides or {}).items():
         _set(settings, key, copy.deepcopy(value))  # a nested one may be changed by the next
     settings.setdefault("name", path.stem)
-    return _parse(Recipe, settings, str(path))
+    return parse_recipe(settings, str(path))
+
+
+def parse_recipe(settings: dict[str, Any], where: str) -> Recipe:
+    """A recipe of `to_dict`'s or a file's settings; those that are not there have their defaults.
+
+    where: what errors name. Raises RecipeError (a ValueError).
+    """
+    return _parse(Recipe, settings, where)
 
 
 def _set(settings: dict[str, Any], dotted: str, value: Any) -> None:

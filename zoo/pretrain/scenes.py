@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -187,6 +187,16 @@ class ScenePairs:
     def __len__(self) -> int:
         return self.length
 
+    def changed(self, **settings: Any) -> "ScenePairs":
+        """The same sequence with another displacement or texture_scale.
+
+        Raises:
+            RecipeError: another setting, which would change the images' shape or whether there are any.
+        """
+        if fixed := sorted(settings.keys() - {"displacement", "texture_scale"}):
+            raise RecipeError(f"Scenes keep their {', '.join(fixed)}; change displacement or texture_scale only.")
+        return ScenePairs(replace(self.config, **settings), self.seed, self.length, self.geometry)
+
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         if not 0 <= index < self.length:
             raise IndexError(f"Pair {index} is outside of the {self.length} pairs.")
@@ -206,6 +216,10 @@ class SceneImages:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def changed(self, **settings: Any) -> "SceneImages":
+        """See `ScenePairs.changed`."""
+        return SceneImages(self.pairs.changed(**settings))
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         config = self.pairs.config

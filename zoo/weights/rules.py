@@ -147,7 +147,7 @@ class KeyRules:
             if any(_match(rule.ours, key) is not None for key in state):
                 continue
             added = [key for key in expected if key not in state and _match(rule.ours, key) is not None]
-            state |= {key: torch.full(expected[key].shape, rule.value) for key in added}
+            state |= {key: torch.full(expected[key].shape, rule.value, dtype=expected[key].dtype) for key in added}
             if added:
                 _logger.info("%s: %d tensors start at %g: %s", name, len(added), rule.value, rule.why)
         return state

@@ -105,18 +105,12 @@ def find_state_dict(data: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         for key in ("base_model", "model"):
             branches = branches.get(key) if isinstance(branches, dict) else None
         if isinstance(branches, dict):
-            joined = {
-                f"{branch}.{key}": value
-                for branch, entries in branches.items()
-                if isinstance(entries, dict)
-                for key, value in entries.items()
-            }
-            tensors, _ = _split(joined)
+            tensors, _ = _split_branches(branches)
             if tensors:
                 return tensors, {str(key): value for key, value in data.items() if key != "classy_state_dict"}
     for name in ("model", "state_dict", "module", "model_state_dict"):
         if isinstance(data.get(name), dict):
-            tensors, rest = _split(data[name])
+            tensors, rest = _split_branches(data[name])
             if tensors:
                 return tensors, {str(key): value for key, value in data.items() if key != name} | rest
     tensors, rest = _split(data)
@@ -129,6 +123,15 @@ def find_state_dict(data: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _split(entries: dict[Any, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors = {key: value for key, value in entries.items() if isinstance(key, str) and isinstance(value, Tensor)}
     return tensors, {str(key): value for key, value in entries.items() if key not in tensors}
+
+
+def _split_branches(entries: dict[Any, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The same, where a state dict may have branches (VISSL's trunk and heads): their tensors as "branch.name"."""
+    tensors, rest = _split(entries)
+    if tensors:
+        return tensors, rest
+    branches = {branch: inner for branch, inner in entries.items() if isinstance(inner, dict)}
+    return _split({f"{branch}.{key}": value for branch, inner in branches.items() for key, value in inner.items()})
 
 
 # ----------------------------------------------------------------------------------------- containers

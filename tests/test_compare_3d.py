@@ -1,0 +1,155 @@
+"""tools/compare_3d.py: its tasks on cases whose answers are known, and the whole of it in a few steps."""
+
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from zoo.pretrain.scenes import SceneConfig
+from zoo.pretrain.scenes_torch import draw_batch, render
+
+CONFIG = SceneConfig(displacement=(0.03, 0.18), texture_scale=(0.5, 1.5))
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+    try:
+        return importlib.import_module("compare_3d")
+    finally:
+        del sys.path[0]
+
+
+class Describing(nn.Module):
+    """An encoder whose tokens are a given function of the patches (B, N, pixels), which are values 0 to 1."""
+
+    patch_size = 8
+    pretrained_cfg: ClassVar = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+    def __init__(self, describe: Any) -> None:
+        super().__init__()
+        self.describe = describe
+
+    def init_weights(self) -> None: ...
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        return self.describe(nn.functional.unfold(images, 8, stride=8).mT)
+
+    def forward_tokens(self, images: Tensor) -> tuple[Tensor, list]:
+        return self.forward_features(images), []
+
+
+def test_matching(tool: ModuleType) -> None:
+    """Centered pixels match some; tokens that say where a patch lies match as well as staying in place does."""
+    sizes = tool.Sizes(pairs=30)
+    places = Describing(lambda patches: torch.eye(patches.shape[1]).expand(len(patches), -1, -1))
+    share, trivial = tool.matching(places, CONFIG, sizes)
+    assert share == pytest.approx(trivial["same place"])
+    pixels = Describing(lambda patches: patches - patches.mean(2, keepdim=True))
+    share, trivial = tool.matching(pixels, CONFIG, sizes)
+    assert share == pytest.approx(trivial["pixels"], abs=0.02) and share > 5 * trivial["chance"]
+
+
+def test_depth(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that holds the answer scores 1; one that holds nothing, 0 or less."""
+    sizes = tool.Sizes(depth_scenes=40)
+    nothing, trivial = tool.depth(Describing(torch.zeros_like), CONFIG, sizes)
+    assert nothing < 0.01 and trivial["place in the image"] < 0.6
+    draw = tool.render_views
+
+    def show_depth(config: SceneConfig, scenes: Any) -> tuple[Tensor, Tensor]:
+        images, depth = draw(config, scenes)
+        return ((depth.log() + 2) * 50).to(torch.uint8)[:, :, None].expand_as(images), depth
+
+    monkeypatch.setattr(tool, "render_views", show_depth)
+    answer, _ = tool.depth(Describing(lambda patches: patches), CONFIG, sizes)
+    assert answer > 0.99
+
+
+def test_flow(tool: ModuleType) -> None:
+    """An untrained head predicts no flow, and a few steps with the answers in the images learn it."""
+
+    class Told(nn.Module):
+        patch_size, embed_dim = 8, 8
+        pretrained_cfg: ClassVar = Describing.pretrained_cfg
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.read = nn.Linear(2 * 3 * 64, 8)
+
+        def forward(self, img1: Tensor, img2: Tensor) -> Tensor:
+            return self.read(nn.functional.unfold(torch.cat((img1, img2), 1), 8, stride=8).mT)
+
+    scenes = render(CONFIG, draw_batch(CONFIG, 0, range(4)))
+    error = tool.end_point_error(tool.FlowModel(Told()), scenes)
+    torch.testing.assert_close(error, scenes.flow.norm(dim=1))
+
+    figure, trivial = tool.flow(Told(), CONFIG, tool.Sizes(flow_steps=1, flow_batch=2, flow_pairs=20))
+    assert trivial["the mean flow"] < trivial["no flow"]
+    assert figure == pytest.approx(trivial["no flow"], rel=0.1), "one step changes little"
+
+
+def test_texture(tool: ModuleType) -> None:
+    """The classes are patterns: they can be told from gradients, and not from colors."""
+    images, labels = tool.patterned_rooms(CONFIG, 5, 6, 3)
+    assert images.shape == (6, 3, 64, 64) and labels.tolist() == [0, 1, 2, 0, 1, 2]
+
+    def gradients(patches: Tensor) -> Tensor:
+        gray = patches.unflatten(2, (3, 8, 8)).mean(2)
+        across, down = gray.diff(dim=3)[..., :7, :], gray.diff(dim=2)[..., :7]
+        return torch.stack((across.square().mean((2, 3)), down.square().mean((2, 3)), gray.var((2, 3))), dim=2).sqrt()
+
+    accuracy, trivial = tool.texture(Describing(gradients), CONFIG, tool.Sizes(classes=4, class_images=20))
+    assert trivial["chance"] == 0.25
+    assert accuracy > 0.25 and trivial["colors"] < 0.6
+
+
+def test_pretrained_parts_are_used(tool: ModuleType, tmp_path: Path) -> None:
+    fresh = tool.load_pair("untrained", 3, None).state_dict()
+    for name, architecture in (("CroCo", tool.PAIR), ("MAE", "croco_nano_patch8_64_mae")):
+        torch.manual_seed(7)
+        state = timm.create_model(architecture).state_dict()
+        tool.safetensors.torch.save_file(state, tmp_path / "model.safetensors")
+        loaded = tool.load_pair(name, 3, tmp_path).state_dict()
+        for key, value in loaded.items():
+            source = state if key.startswith("encoder.") or name == "CroCo" else fresh
+            assert torch.equal(value, source[key]), key
+
+
+def test_whole_comparison(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = dict(embed_dim=48, depth=1, decoder_dim=32, decoder_depth=1, decoder_num_heads=1)
+    recipe_of, create = tool.recipe_of, timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **args: create(name, **(small | args)))
+    monkeypatch.setattr(
+        tool, "recipe_of", lambda *args: tool.replace(recipe_of(*args), batch_size=4, model_args=small, log_steps=5)
+    )
+    sizes = tool.Sizes(pairs=8, depth_scenes=8, flow_steps=2, flow_batch=2, flow_pairs=4, classes=3, class_images=4)
+    result = tool.compare(10, [0], tmp_path, sizes, 0, "the command")
+    assert list(result["figures"]) == ["CroCo", "MAE", "untrained"]
+    assert all(set(figures) == set(tool.TASKS) for runs in result["figures"].values() for figures in runs)
+    json.dumps(result, allow_nan=False)
+
+    monkeypatch.setattr(tool, "measure", None)  # everything has been measured
+    again = tool.compare(10, [0], tmp_path, sizes, 0, "the command")
+    assert again["figures"] == result["figures"]
+
+    assert "One seed" in tool.page(result, "picture.png")
+    for figures in result["figures"].values():
+        figures += [{task: value + 0.1 for task, value in figures[0].items()}]
+    result["about"]["seeds"] += [1]
+    text = tool.page(result, "picture.png")
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == 6 and len({row.count("|") for row in rows}) == 1
+    assert "over 2 seeds" in text and "the command" in text
+    mean, spread = tool.summary(result, "depth", "MAE")
+    assert f"{mean:.3f} ± {spread:.3f}" in rows[3] and re.search(r"R2", rows[3])
+    tool.draw(result, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000

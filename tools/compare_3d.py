@@ -1,0 +1,414 @@
+"""What a second view teaches: CroCo, a masked autoencoder and an untrained network of one size, on tasks in 3D.
+
+One command trains what isn't trained yet, measures, and writes a table, a plot and all numbers:
+
+    python tools/compare_3d.py --steps 600 --seeds 1 --runs runs/3d --output docs/3d_ordering.md
+
+The tasks, all on scenes that no training saw:
+
+- matching: share of the patches that both views show whose best match, by cosine of frozen tokens, lies within a
+  patch width of the truth
+- depth: R2 of a ridge regression from a patch's frozen token to its mean log depth
+- flow: end-point error in pixels of encoder, two-image decoder and a linear head after a short fine-tuning
+- texture: accuracy of a nearest-neighbor classifier of single images by their pattern, on frozen mean tokens
+
+A tool and not a `zoo` command: it stands on tools/evaluate_pairs.py and scikit-learn, and what it writes is a page of
+this repository's documentation.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import safetensors.torch
+import timm
+import torch
+import typer
+from evaluate_pairs import BATCH, HELD_OUT_SEED, match_hits, scene_pairs
+from rich.console import Console
+from rich.table import Table
+from sklearn.linear_model import Ridge
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+import zoo  # noqa: F401  (registers the models)
+from zoo.errors import ZooError
+from zoo.layers.patchify import patchify, unpatchify
+from zoo.models.croco import PairModel
+from zoo.pretrain import engine
+from zoo.pretrain.data import make_source
+from zoo.pretrain.recipe import Recipe, load_recipe
+from zoo.pretrain.scenes import SceneConfig, sample_scene
+from zoo.pretrain.scenes_torch import draw_batch, render, render_views, stack_scenes
+
+PAIR = "croco_nano_patch8_64_dec128d4"
+RECIPES = dict(CroCo="croco_nano", MAE="mae_nano")
+UNTRAINED = "untrained"
+TASKS = {  # title, and whether more is better
+    "matching": ("matching: patches matched", True),
+    "depth": ("depth: R2 of a linear probe", True),
+    "flow": ("flow: end-point error (pixels)", False),
+    "texture": ("texture: k-NN accuracy", True),
+}
+TRAIN_SEED = HELD_OUT_SEED + 1  # of the scenes that probes and fine-tuning learn from
+CLASS_SEED = HELD_OUT_SEED + 2  # of the patterns to be told apart
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured with. pairs: scenes to match in. depth_scenes: to learn depth from, half as many to test
+    on. flow_steps, flow_batch: of the fine-tuning; flow_pairs: scenes to test on. classes: patterns; class_images: of
+    each to learn from, half as many to test on."""
+
+    pairs: int = 300
+    depth_scenes: int = 300
+    flow_steps: int = 100
+    flow_batch: int = 16
+    flow_pairs: int = 200
+    classes: int = 12
+    class_images: int = 40
+
+
+def to_input(images: Tensor, model: Any) -> Tensor:
+    """uint8 images (B, 3, H, W) -> the model's input."""
+    mean, std = (torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    return (images / 255 - mean) / std
+
+
+@torch.inference_mode()
+def tokens_of(encoder: Any, images: Tensor) -> Tensor:
+    """uint8 images (B, 3, H, W) -> frozen tokens (B, N, D)."""
+    return torch.cat([encoder.forward_features(to_input(part, encoder)) for part in images.split(BATCH)])
+
+
+# --- The tasks ----------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def matching(encoder: Any, config: SceneConfig, sizes: Sizes) -> tuple[float, dict[str, float]]:
+    """The share of patches that match, and of those by normalized pixels, by staying in place, and by chance."""
+    pairs = scene_pairs(config, HELD_OUT_SEED, sizes.pairs, encoder, 0.9)
+    found: dict[str, list[Tensor]] = {}
+    for parts in zip(*(x.split(BATCH) for x in pairs)):
+        batch = type(pairs)(*parts)
+        every = torch.arange(batch.mask.shape[1]).expand_as(batch.mask)
+        hits, counts, _ = match_hits(dict(tokens=encoder), batch, every, [], encoder.patch_size)
+        for name, hit in hits.items():
+            found.setdefault(name, []).append(hit[counts])
+    shares = {name.replace("_", " "): torch.cat(hit).mean().item() for name, hit in found.items()}
+    return shares.pop("tokens"), shares
+
+
+def depth(encoder: Any, config: SceneConfig, sizes: Sizes) -> tuple[float, dict[str, float]]:
+    """R2 on held-out scenes, and that of a probe which knows a patch's place only."""
+    sets = []
+    for seed, count in ((TRAIN_SEED, sizes.depth_scenes), (HELD_OUT_SEED, sizes.depth_scenes // 2)):
+        images, z = render_views(config, draw_batch(config, seed, range(count)))
+        target = patchify(z[:, :1].log(), encoder.patch_size).mean(-1)  # B, N
+        places = torch.eye(target.shape[1]).expand(count, -1, -1)
+        sets.append((tokens_of(encoder, images[:, 0]), places, target.flatten().numpy()))
+    (tokens, places, target), (test_tokens, test_places, truth) = sets
+
+    def score(train: Tensor, test: Tensor) -> float:
+        probe = make_pipeline(StandardScaler(), Ridge(alpha=10.0)).fit(train.flatten(0, 1).numpy(), target)
+        return float(probe.score(test.flatten(0, 1).numpy(), truth))
+
+    return score(tokens, test_tokens), {"place in the image": score(places, test_places)}
+
+
+class FlowModel(nn.Module):
+    """A two-image model with the lightest head there is: from a token to the flow of its patch's pixels."""
+
+    def __init__(self, pair: PairModel) -> None:
+        super().__init__()
+        self.pair = pair
+        self.head = nn.Linear(pair.embed_dim, 2 * pair.patch_size**2)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, img1: Tensor, img2: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> flow (B, 2, H, W) in pixels."""
+        size = self.pair.patch_size
+        grid = (img1.shape[-2] // size, img1.shape[-1] // size)
+        return unpatchify(self.head(self.pair(img1, img2)), size, grid) * size
+
+
+def flow(pair: PairModel, config: SceneConfig, sizes: Sizes) -> tuple[float, dict[str, float]]:
+    """The end-point error on co-visible pixels after fine-tuning all of `pair`, and that of no and of the mean flow.
+
+    Steps, scenes, learning rates and their order are the same for whatever model.
+    """
+    model = FlowModel(pair)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    total, warmup = sizes.flow_steps, max(1, sizes.flow_steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / total)))
+    )
+    model.train()
+    for step in range(total):
+        first = step * sizes.flow_batch
+        scenes = render(config, draw_batch(config, TRAIN_SEED, range(first, first + sizes.flow_batch)))
+        error = end_point_error(model, scenes)[scenes.covisible].mean()
+        optimizer.zero_grad()
+        error.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+
+    model.eval()
+    held_out = render(config, draw_batch(config, HELD_OUT_SEED, range(sizes.flow_pairs)))
+    truth = held_out.flow.movedim(1, -1)[held_out.covisible]
+    with torch.inference_mode():
+        parts = [type(held_out)(*part) for part in zip(*(x.split(BATCH) for x in held_out))]
+        errors = torch.cat([end_point_error(model, part)[part.covisible] for part in parts])
+    trivial = {
+        "no flow": truth.norm(dim=-1).mean().item(),
+        "the mean flow": (truth - truth.mean(0)).norm(dim=-1).mean().item(),
+    }
+    return errors.mean().item(), trivial
+
+
+def end_point_error(model: FlowModel, scenes: Any) -> Tensor:
+    """(B, H, W), in pixels."""
+    img1, img2 = (to_input(scenes.images[:, view], model.pair) for view in (0, 1))
+    return (model(img1, img2) - scenes.flow).norm(dim=1)
+
+
+def patterned_rooms(config: SceneConfig, seed: int, count: int, classes: int) -> tuple[Tensor, np.ndarray]:
+    """Views of other rooms whose surfaces all have one of `classes` patterns, in each room's own colors: uint8
+    (count, 3, H, W), and their classes (count,)."""
+    labels = np.arange(count) % classes
+    scenes = []
+    for index, label in enumerate(labels.tolist()):
+        scene, like = sample_scene(config, seed, index), sample_scene(config, CLASS_SEED, label).surfaces
+        pattern = {key: np.repeat(getattr(like, key)[:1], len(like.cells), 0) for key in ("cells", "waves", "noise")}
+        scenes.append(replace(scene, surfaces=scene.surfaces._replace(**pattern)))
+    images, _ = render_views(config, stack_scenes(scenes))
+    return images[:, 0], labels
+
+
+def texture(encoder: Any, config: SceneConfig, sizes: Sizes) -> tuple[float, dict[str, float]]:
+    """Accuracy on held-out rooms, and that of mean colors and their deviations, and of chance."""
+    sets = [
+        patterned_rooms(config, seed, count * sizes.classes, sizes.classes)
+        for seed, count in ((TRAIN_SEED, sizes.class_images), (HELD_OUT_SEED, sizes.class_images // 2))
+    ]
+
+    def accuracy(describe: Callable[[Tensor], Tensor], metric: str) -> float:
+        (images, labels), (test_images, truth) = sets
+        neighbors = KNeighborsClassifier(n_neighbors=10, weights="distance", metric=metric)
+        neighbors.fit(describe(images).numpy(), labels)
+        return float(neighbors.score(describe(test_images).numpy(), truth))
+
+    def colors(images: Tensor) -> Tensor:
+        pixels = images.float().flatten(2)
+        return torch.cat((pixels.mean(2), pixels.std(2)), dim=1)
+
+    trivial = {"colors": accuracy(colors, "euclidean"), "chance": 1 / sizes.classes}
+    return accuracy(lambda images: tokens_of(encoder, images).mean(1), "cosine"), trivial
+
+
+# --- The models ---------------------------------------------------------------------------------------------
+
+
+def recipe_of(name: str, seed: int, steps: int) -> Recipe:
+    changes = {"seed": seed, "schedule.length": steps, "schedule.warmup": steps // 10}
+    return load_recipe(RECIPES[name], changes)
+
+
+def load_pair(name: str, seed: int, run: Path | None) -> PairModel:
+    """A two-image model that starts where `name` ends: what its run has not trained is drawn with the seed."""
+    torch.manual_seed(seed)
+    pair: Any = timm.create_model(PAIR)
+    if run is not None:
+        state = safetensors.torch.load_file(run / "model.safetensors")
+        if name == "MAE":  # only its encoder has a place here: its decoder knows one image
+            state = {key: value for key, value in state.items() if key.startswith("encoder.")}
+        missing, unexpected = pair.load_state_dict(state, strict=False)
+        assert not unexpected and all(key.startswith(("decoder.", "head.")) for key in missing)
+    pair.encoder.pretrained_cfg = pair.pretrained_cfg
+    return pair.eval()
+
+
+def measure(name: str, seed: int, run: Path | None, config: SceneConfig, sizes: Sizes) -> dict[str, Any]:
+    """Every task's figure, the trivial ones it is to be seen against, and the seconds all took."""
+    start = time.monotonic()
+    encoder = load_pair(name, seed, run).encoder
+    found = dict(
+        matching=matching(encoder, config, sizes),
+        depth=depth(encoder, config, sizes),
+        texture=texture(encoder, config, sizes),
+        flow=flow(load_pair(name, seed, run), config, sizes),
+    )
+    figures = {task: figure for task, (figure, _) in found.items()}
+    trivial = {task: others for task, (_, others) in found.items()}
+    return dict(figures=figures, trivial=trivial, seconds=round(time.monotonic() - start, 1))
+
+
+# --- The page -----------------------------------------------------------------------------------------------
+
+
+def summary(result: dict[str, Any], task: str, name: str) -> tuple[float, float]:
+    """Mean and spread (standard deviation, 0 of a single seed) over the seeds."""
+    figures = [figures[task] for figures in result["figures"][name]]
+    return statistics.fmean(figures), statistics.stdev(figures) if len(figures) > 1 else 0.0
+
+
+def page(result: dict[str, Any], picture: str) -> str:
+    """The result as a page of the documentation."""
+    about, names = result["about"], list(result["figures"])
+    seeds = len(about["seeds"])
+    rows = ["| Task | " + " | ".join(names) + " | for comparison |", "| --- |" + " ---: |" * len(names) + " --- |"]
+    for task, (title, more) in TASKS.items():
+        cells = []
+        for name in names:
+            mean, spread = summary(result, task, name)
+            cells.append(f"{mean:.3f}" + (f" ± {spread:.3f}" if seeds > 1 else ""))
+        trivial = ", ".join(f"{key} {value:.3f}" for key, value in result["trivial"][task].items())
+        rows.append(f"| {title}, {'more' if more else 'less'} is better | {' | '.join(cells)} | {trivial} |")
+    spread = (
+        f"Means and standard deviations over {seeds} seeds."
+        if seeds > 1
+        else "One seed: differences of a few hundredths may be chance."
+    )
+    sizes = about["sizes"]
+    hours = ", ".join(f"{name} {minutes:.0f} minutes" for name, minutes in about["training_minutes"].items())
+    return f"""# The papers' ordering, in small
+
+CroCo's published finding is that completing a hidden image with the help of a second view teaches more about 3D than
+completing it alone (MAE), and that more than no pretraining; not so for the semantics of single images. Here the three
+are compared at the size of `croco_nano`: one encoder, pretrained on pairs (CroCo), on single views of the same scenes
+with as much arithmetic (MAE), and not at all.
+
+This page is written by its command, and says what came out:
+
+```bash
+{about["command"]}
+```
+
+{about["steps"]} steps of each pretraining ({hours}, {about["machine"]}, {about["date"]}). {spread}
+
+{chr(10).join(rows)}
+
+![the figures as a plot]({picture})
+
+- **matching**: {sizes["pairs"]} held-out pairs; the share of patches that both views show whose best match by cosine of
+  the frozen encoder's tokens lies within a patch width of the truth.
+- **depth**: a ridge regression from the frozen token to the patch's mean log depth, on {sizes["depth_scenes"]} scenes,
+  scored on {sizes["depth_scenes"] // 2} others.
+- **flow**: encoder, two-image decoder and a linear head, all fine-tuned for {sizes["flow_steps"]} steps of
+  {sizes["flow_batch"]} pairs; mean end-point error of co-visible pixels of {sizes["flow_pairs"]} held-out pairs. MAE
+  has no two-image decoder, so there it starts untrained, as the untrained network's does.
+- **texture**: {sizes["classes"]} patterns on the surfaces of rooms, each room in other colors; 10 nearest neighbors by
+  the frozen encoder's mean token, {sizes["class_images"]} images of each pattern, half as many to test. A check on
+  single images, in which CroCo need not win.
+"""
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """A panel for each task: a point for each seed, a bar for their mean, a line for each trivial figure."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(result["figures"])
+    colors = dict(zip(names, ("tab:blue", "tab:orange", "0.6")))
+    figure, axes = plt.subplots(1, len(TASKS), figsize=(12, 3.6), layout="constrained")
+    for ax, (task, (title, more)) in zip(axes, TASKS.items()):
+        for x, name in enumerate(names):
+            figures = [figures[task] for figures in result["figures"][name]]
+            mean, _ = summary(result, task, name)
+            ax.bar(x, mean, color=colors[name], width=0.65, alpha=0.75)
+            ax.scatter([x] * len(figures), figures, color="black", s=14, zorder=3)
+            ax.annotate(f"{mean:.2f}", (x, mean), ha="center", va="bottom", xytext=(0, 4), textcoords="offset points")
+        for (name, value), style in zip(result["trivial"][task].items(), ("--", ":", "-.")):
+            ax.axhline(value, color="0.3", linewidth=1, linestyle=style, label=name)
+        ax.set_title(f"{title}\n{'more' if more else 'less'} is better", fontsize=10)
+        ax.set_xticks(range(len(names)), names)
+        ax.margins(y=0.15)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def print_table(result: dict[str, Any]) -> None:
+    table = Table("task", *result["figures"], "for comparison")
+    for task, (title, _) in TASKS.items():
+        cells = ["{:.3f} ± {:.3f}".format(*summary(result, task, name)) for name in result["figures"]]
+        trivial = ", ".join(f"{key} {value:.3f}" for key, value in result["trivial"][task].items())
+        table.add_row(title, *cells, trivial)
+    Console().print(table)
+
+
+def compare(steps: int, seeds: list[int], runs: Path, sizes: Sizes, workers: int, command: str) -> dict[str, Any]:
+    """Train what isn't trained yet, and measure what isn't measured yet: both are kept in `runs`."""
+    figures: dict[str, list[dict[str, float]]] = {name: [] for name in (*RECIPES, UNTRAINED)}
+    minutes: dict[str, list[float]] = {name: [] for name in RECIPES}
+    trivial: dict[str, Any] = {}
+    config = make_source(recipe_of("CroCo", 0, steps).data, HELD_OUT_SEED, "pair").config
+    for seed in seeds:
+        for name in figures:
+            folder = runs / f"{name.lower()}_{seed}"
+            run = None
+            if name in RECIPES:
+                run = folder
+                engine.train(recipe_of(name, seed, steps), run, workers=workers)
+                minutes[name].append(engine.read_log(run)[-1]["seconds"] / 60)
+            kept = folder / f"tasks_{steps}.json"
+            settings = json.loads(json.dumps(asdict(sizes)))
+            if not kept.exists() or json.loads(kept.read_text("utf-8"))["sizes"] != settings:
+                folder.mkdir(parents=True, exist_ok=True)
+                found = measure(name, seed, run, config, sizes) | dict(sizes=settings)
+                kept.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+            found = json.loads(kept.read_text("utf-8"))
+            figures[name].append(found["figures"])
+            trivial = found["trivial"]
+    about = dict(
+        command=command,
+        steps=steps,
+        seeds=seeds,
+        sizes=asdict(sizes),
+        scene_config=asdict(config),
+        training_minutes={name: statistics.fmean(taken) for name, taken in minutes.items()},
+        machine=f"{torch.get_num_threads()} thread(s) of a {platform.machine()} CPU",
+        torch=torch.__version__,
+        date=datetime.now(timezone.utc).date().isoformat(),
+    )
+    return dict(about=about, figures=figures, trivial=trivial)
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="the page to write; .json and .png are written beside it")],
+    runs: Annotated[Path, typer.Option(help="folder of the training runs")] = Path("runs/3d"),
+    steps: Annotated[int, typer.Option(min=10, help="of each pretraining")] = 4000,
+    seeds: Annotated[int, typer.Option(min=1, help="how many; 0 is the first")] = 3,
+    workers: Annotated[int, typer.Option(min=0, help="processes that prepare training data")] = 2,
+) -> None:
+    """Compare CroCo, a masked autoencoder and an untrained network on 3D tasks, and on one that isn't."""
+    command = f"python tools/compare_3d.py --steps {steps} --seeds {seeds} --runs {runs} --output {output}"
+    try:
+        result = compare(steps, list(range(seeds)), runs, Sizes(), workers, command)
+    except ZooError as error:
+        raise SystemExit(f"error: {error}") from None
+    print_table(result)
+    output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    draw(result, output.with_suffix(".png"))
+    output.write_text(page(result, output.with_suffix(".png").name), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
