@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.test_images import png, write_shard
+from tests.two_processes import in_two_processes
 from zoo.errors import CheckpointMismatchError, RecipeError, UnknownVariantError
 from zoo.pretrain import engine, images
 from zoo.pretrain.classify import Classification, LinearProbe
@@ -203,17 +201,8 @@ def validated(folder: Path) -> None:
 
 def test_two_processes_validate_the_same(tmp_path: Path) -> None:
     validated(tmp_path / "one")
-    script = tmp_path / "step.py"
-    script.write_text(
-        "from pathlib import Path\n"
-        "from tests.test_classify import validated\n"
-        f"validated(Path({str(tmp_path / 'two')!r}))\n"
-    )
-    root = Path(__file__).parents[1]
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([sys.executable, *command], cwd=root, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    program = f"from tests.test_classify import Path, validated\nvalidated(Path({str(tmp_path / 'two')!r}))"
+    in_two_processes(program, tmp_path)
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert one["validation_top1"] == two["validation_top1"] and one["validation_top5"] == two["validation_top5"]
     assert 0 < one["validation_top5"] < 100
