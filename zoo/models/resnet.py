@@ -7,7 +7,7 @@ Favaro, ECCV 2016) all train the same plain ResNet-50; they differ in the heads,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch.nn.functional as F
 from timm.models.resnet import Bottleneck, ResNet
@@ -30,7 +30,6 @@ class PretextResNet(ResNet, ZooModel):
     head_name = "fc"
     first_conv = "conv1"
     default_out_indices = (0, 1, 2, 3, 4)
-    cfg = dict(fixed_input_size=False, pool_size=(7, 7), interpolation="bilinear", crop_pct=0.875)
 
     def __init__(
         self,
@@ -62,6 +61,7 @@ def _resized(conv: nn.Conv2d, in_channels: int, out_channels: int) -> nn.Conv2d:
     return wide
 
 
+PretextResNet.cfg = dict(fixed_input_size=False, pool_size=(7, 7), interpolation="bilinear", crop_pct=0.875)
 PretextResNet.layouts = {
     "VISSL": KeyRules(Rename("trunk._feature_blocks.*", "*"), _VISSL_HEADS, _UNCOUNTED),
     "VISSL, older": KeyRules(Rename("_feature_blocks.*", "*"), _VISSL_HEADS, _UNCOUNTED),
@@ -86,10 +86,6 @@ class PretextModel(ZooModel):
     first_conv = "encoder.conv1"
     cfg = PretextResNet.cfg
     features_only_advice = "{} has the heads of its pretext task; create the encoder's architecture with features_only."
-    layouts = {
-        "VISSL": KeyRules(Rename("trunk._feature_blocks.*", "encoder.*"), _VISSL_HEADS, _UNCOUNTED),
-        "VISSL, older": KeyRules(Rename("_feature_blocks.*", "encoder.*"), _VISSL_HEADS, _UNCOUNTED),
-    }
     num_classes = 0
     heads: nn.Module
 
@@ -104,6 +100,12 @@ class PretextModel(ZooModel):
 
     def no_weight_decay(self) -> set[str]:
         return set()
+
+
+PretextModel.layouts = {
+    "VISSL": KeyRules(Rename("trunk._feature_blocks.*", "encoder.*"), _VISSL_HEADS, _UNCOUNTED),
+    "VISSL, older": KeyRules(Rename("_feature_blocks.*", "encoder.*"), _VISSL_HEADS, _UNCOUNTED),
+}
 
 
 # ----------------------------------------------------------------------------------------------- PIRL
@@ -174,15 +176,6 @@ class JigsawClusteringModel(PretextModel):
     dim: of the embeddings. encoder_args: PretextResNet's.
     """
 
-    layouts: ClassVar = {
-        "Jigsaw Clustering reference": KeyRules(
-            Rename("module.encoder.fc_clu.*", "heads.fc_clu.*"),
-            Rename("module.encoder.fc_loc.*", "heads.fc_loc.*"),
-            Rename("module.encoder.*", "encoder.*"),
-            _UNCOUNTED,
-        )
-    }
-
     def __init__(self, dim: int = 128, device=None, dtype=None, **encoder_args: Any) -> None:
         super().__init__(device=device, dtype=dtype, **encoder_args)
         self.heads = JigsawClusteringHeads(self.num_features, dim, device, dtype)
@@ -197,6 +190,16 @@ class JigsawClusteringModel(PretextModel):
     def forward(self, montages: Tensor) -> tuple[Tensor, Tensor]:
         """Montages (B, C, H, W) -> unit vectors (B, 4, dim) and location logits (B, 4, 4) of their cells."""
         return self.heads(self.forward_cells(montages))
+
+
+JigsawClusteringModel.layouts = {
+    "Jigsaw Clustering, reference": KeyRules(
+        Rename("module.encoder.fc_clu.*", "heads.fc_clu.*"),
+        Rename("module.encoder.fc_loc.*", "heads.fc_loc.*"),
+        Rename("module.encoder.*", "encoder.*"),
+        _UNCOUNTED,
+    )
+}
 
 
 # --------------------------------------------------------------------------------------------- Jigsaw

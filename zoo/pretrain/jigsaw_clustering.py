@@ -79,7 +79,8 @@ def cluster_loss(
     """
     with torch.autocast(embedding.device.type, enabled=False):
         logits = embedding[own].float() @ embedding.float().T / temperature  # n, N
-        itself = torch.eye(len(image), dtype=torch.bool, device=image.device)[own]
+        number = torch.arange(len(image), device=image.device)
+        itself = number[own, None] == number
         log_share = logits - logits.masked_fill(itself, -torch.inf).logsumexp(dim=1, keepdim=True)
         positive = (image[own, None] == image) & ~itself
         each = (log_share * positive).sum(dim=1) / positive.sum(dim=1)  # n
