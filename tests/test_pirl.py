@@ -54,7 +54,7 @@ def units(*shape: int) -> Tensor:
 def test_loss_and_gradient(loss: str, dense: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In groups, either way, under autocast too: what autograd makes of the formula in double precision."""
     monkeypatch.setattr(pirl, "_DENSE", dense)
-    monkeypatch.setattr(pirl, "_GROUP", 2 * 31 * 16)
+    monkeypatch.setattr(pirl, "_BUFFER", 2 * 31 * 16)
     bank, embedding = units(50, 16), units(7, 16)
     candidates = torch.randint(50, (7, 31), generator=torch.Generator().manual_seed(0))
 

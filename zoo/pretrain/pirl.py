@@ -6,7 +6,7 @@ vector for every image of the data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -113,36 +113,39 @@ def draw_negatives(seed: Tensor, count: int, images: int) -> Tensor:
     return shifted(x ^ shifted(x, 31), 1) % images
 
 
-_GROUP = 1 << 22  # numbers of a group of samples at a time: 16 MB
-_DENSE = 16  # up to this many images a candidate, multiplying by the whole bank is faster than gathering from it
+_BUFFER = 1 << 22  # numbers: 16 MB
+_DENSE = 8  # up to this many images a candidate, multiplying by the whole bank is faster than gathering from it
 
 
-def _scored_groups(
-    embedding: Tensor, bank: Tensor, candidates: Tensor
-) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor]]]:
-    """Scores (b, C) of a few samples at a time with their candidates, and what leads their gradient back.
+class _Scorer:
+    """Scores of a few samples at a time (`size`) with their candidates, and what leads their gradient back.
 
-    All samples' rows of the bank, B x C x D numbers, would take 0.5 GB in the paper's setting.
-    embedding: (B, D). bank: (N, D). candidates: (B, C), places in the bank.
+    All samples' rows of the bank, B x C x D numbers, would take 0.5 GB in the paper's setting; so there is one buffer
+    for those of a few samples, or for their scores with the whole bank.
     """
-    count, images = candidates.shape[1], len(bank)
-    dense = images <= _DENSE * count
-    size = max(1, _GROUP // (images if dense else count * bank.shape[1]))
-    for some, places in zip(embedding.split(size), candidates.split(size)):
-        if dense:
-            everything = some @ bank.T  # b, N
 
-            def lead_back(weights: Tensor, everything: Tensor = everything, places: Tensor = places) -> Tensor:
-                return everything.zero_().scatter_add_(1, places, weights) @ bank
+    def __init__(self, bank: Tensor, samples: int, count: int) -> None:
+        self.bank = bank
+        self.dense = len(bank) <= _DENSE * count
+        width = len(bank) if self.dense else count * bank.shape[1]
+        self.size = min(samples, max(1, _BUFFER // width))
+        self.buffer = bank.new_empty(self.size, width)
 
-            yield everything.gather(1, places), lead_back
-        else:
-            rows = bank.index_select(0, places.flatten()).unflatten(0, places.shape)  # b, C, D
+    def score(self, embedding: Tensor, places: Tensor) -> Tensor:
+        """Embeddings (b, D) and their candidates' places (b, C) -> (b, C)."""
+        buffer = self.buffer[: len(places)]
+        if self.dense:
+            return torch.mm(embedding, self.bank.T, out=buffer).gather(1, places)
+        rows = buffer.view(-1, self.bank.shape[1])
+        torch.index_select(self.bank, 0, places.flatten(), out=rows)
+        return (rows.unflatten(0, places.shape) @ embedding.unsqueeze(2)).squeeze(2)
 
-            def lead_back(weights: Tensor, rows: Tensor = rows) -> Tensor:  # type: ignore[misc]
-                return (weights.unsqueeze(1) @ rows).squeeze(1)
-
-            yield (rows @ some.unsqueeze(2)).squeeze(2), lead_back
+    def lead_back(self, weights: Tensor, places: Tensor) -> Tensor:
+        """The gradient of the scores (b, C) that were computed last -> that of their embeddings (b, D)."""
+        buffer = self.buffer[: len(places)]
+        if self.dense:
+            return buffer.zero_().scatter_add_(1, places, weights) @ self.bank
+        return (weights.unsqueeze(1) @ buffer.unflatten(1, (places.shape[1], -1))).squeeze(1)
 
 
 class _BankLoss(torch.autograd.Function):
@@ -157,7 +160,9 @@ class _BankLoss(torch.autograd.Function):
         ctx: Any, embedding: Tensor, bank: Tensor, candidates: Tensor, temperature: float, criterion: Any
     ) -> tuple[Tensor, Tensor]:
         losses, hits, gradients = [], [], []
-        for scores, lead_back in _scored_groups(embedding, bank, candidates):
+        scorer = _Scorer(bank, *candidates.shape)
+        for some, places in zip(embedding.split(scorer.size), candidates.split(scorer.size)):
+            scores = scorer.score(some, places)
             hits.append(scores[:, 0] >= scores.amax(dim=1))
             with torch.enable_grad():
                 scores.requires_grad_()
@@ -165,7 +170,7 @@ class _BankLoss(torch.autograd.Function):
             losses.append(loss.detach())
             if ctx.needs_input_grad[0]:
                 (weights,) = torch.autograd.grad(loss, scores, torch.ones_like(loss))
-                gradients.append(lead_back(weights))
+                gradients.append(scorer.lead_back(weights, places))
         if gradients:
             ctx.save_for_backward(torch.cat(gradients))
         ctx.mark_non_differentiable(hit := torch.cat(hits))
@@ -198,8 +203,10 @@ def bank_loss(
 def mean_exp(embedding: Tensor, bank: Tensor, candidates: Tensor, temperature: float) -> Tensor:
     """Mean over all logits of their exponential, a scalar: what Z is estimated by (section 3.3)."""
     with torch.autocast(embedding.device.type, enabled=False):
-        groups = _scored_groups(embedding.float(), bank, candidates)
-        return torch.cat([(scores / temperature).exp_().mean(dim=1) for scores, _ in groups]).mean()
+        scorer = _Scorer(bank, *candidates.shape)
+        groups = zip(embedding.float().split(scorer.size), candidates.split(scorer.size))
+        scores = (scorer.score(some, places) for some, places in groups)
+        return torch.cat([(some / temperature).exp_().mean(dim=1) for some in scores]).mean()
 
 
 def nce(logits: Tensor, normalizer: Tensor, images: int) -> Tensor:
@@ -285,6 +292,12 @@ class Pirl(Objective):
         if self.training:
             self._embedded.append((batch["index"], image.detach()))
         return losses
+
+    @torch.no_grad()
+    def own_image_is_nearest(self, batch: dict[str, Tensor]) -> Tensor:
+        """For each transformed view of a batch, whether the nearest of all vectors in the bank is its image's: (B,)."""
+        view = F.normalize(self.model.embed_view(self.to_input(batch["patches"])).float())
+        return (view @ self.bank.vectors.T).argmax(dim=1) == batch["index"]
 
     def candidates(self, index: Tensor, seed: Tensor) -> list[Tensor]:
         """Places in the bank (B, 1 + K) for the images' loss and for the views': the image's own, then negatives."""

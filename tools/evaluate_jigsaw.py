@@ -1,0 +1,122 @@
+"""How well a finished run of PIRL, Jigsaw or Jigsaw Clustering does its own pretext task, on draws it never saw.
+
+    python tools/evaluate_jigsaw.py runs/pirl_nano                       # writes runs/pirl_nano/evaluation.json
+    python tools/evaluate_jigsaw.py runs/jigclu_nano -o evaluation.json
+
+The samples are those that would come next if the run went on: new crops, patches and permutations, and of an
+endless source new images. PIRL: the share of jigsaws whose nearest vector in the whole bank is their own image's.
+Jigsaw: the share of permutations found. Jigsaw Clustering: the share of quarters whose place is found.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated, Any
+
+import safetensors.torch
+import torch
+import typer
+from torch import Tensor
+
+from zoo.errors import TrainingError, ZooError
+from zoo.pretrain.data import ENDLESS, StepSampler, make_loader
+from zoo.pretrain.engine import make_objective, make_plan, make_source, read_log
+from zoo.pretrain.objective import Objective
+from zoo.pretrain.recipe import load_recipe
+
+# of each objective: the figure, how a batch gives it, chance, and the bar, a share to be exceeded
+MEASURES: dict[str, tuple[str, Callable[[Any, dict[str, Tensor]], Tensor], Callable[[Any], float], Any]] = {
+    "pirl": (
+        "own_image_nearest",
+        lambda objective, batch: objective.own_image_is_nearest(batch).float().mean(),
+        lambda objective: 1 / len(objective.bank.vectors),
+        lambda chance: 0.5,
+    ),
+    "jigsaw": (
+        "permutation_accuracy",
+        lambda objective, batch: objective(batch)["accuracy"],
+        lambda objective: 1 / len(objective.transform.permutations),
+        lambda chance: 10 * chance,
+    ),
+    "jigsaw_clustering": (
+        "location_accuracy",
+        lambda objective, batch: objective(batch)["location_accuracy"],
+        lambda objective: 1 / 4,
+        lambda chance: 2 * chance,
+    ),
+}
+
+
+def load_run(run: Path) -> tuple[Any, Any, Objective]:
+    """A run's recipe, its source, and its objective with everything it has learned, in evaluation mode."""
+    checkpoint = run / "checkpoint.safetensors"
+    if not checkpoint.is_file():
+        raise TrainingError(f"{run} holds no training run; name the --output folder of `zoo train`.")
+    recipe = load_recipe(run / "recipe.yaml")
+    source = make_source(recipe)
+    objective = make_objective(recipe, source)
+    tensors = safetensors.torch.load_file(checkpoint)
+    objective.load_state_dict(
+        {key.removeprefix("objective."): value for key, value in tensors.items() if key.startswith("objective.")}
+    )
+    return recipe, source, objective.eval()
+
+
+@torch.inference_mode()
+def evaluate(run: Path, samples: int) -> dict[str, Any]:
+    """The figure of a run with its bar, and what is needed to get it again."""
+    recipe, source, objective = load_run(run)
+    name = recipe.objective["name"]
+    if name not in MEASURES:
+        raise TrainingError(f"{run} is a run of '{name}'; this measures {', '.join(MEASURES)}.")
+    figure, measure, chance_of, bar_of = MEASURES[name]
+    done = read_log(run)[-1]
+    steps = make_plan(recipe, len(source)).steps
+    count = max(1, samples // recipe.batch_size)
+    sampler = StepSampler(len(source), recipe.batch_size, recipe.seed, steps, steps + count, 1, 0, 1)
+    loader = make_loader(source, objective.transform, sampler, workers=0, pin_memory=False)
+    torch.manual_seed(recipe.seed)  # for what is drawn outside of the data workers
+    share = torch.stack([measure(objective, batch) for batch in loader]).mean().item()
+    chance = chance_of(objective)
+    bar = bar_of(chance)
+    return {
+        "recipe": recipe.name,
+        "model": recipe.model,
+        "parameters": sum(p.numel() for p in objective.parameters()),
+        figure: share,
+        "chance": chance,
+        "bar": f"above {bar:g}",
+        "holds": share > bar,
+        "samples": count * recipe.batch_size,
+        "images": "endless, new ones" if len(source) >= ENDLESS else f"{len(source)}, as in training",
+        "seed": recipe.seed,
+        "steps": done["step"],
+        "training_seconds": round(done["seconds"]),
+        "final_loss": done["loss"],
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s)",
+        "torch": torch.__version__,
+        "date": datetime.now(timezone.utc).date().isoformat(),
+    }
+
+
+def main(
+    run: Annotated[Path, typer.Argument(help="the folder of a training run")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="JSON; by default in the run's folder")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="how many to measure with")] = 1000,
+) -> None:
+    """Measure a run of PIRL, Jigsaw or Jigsaw Clustering at its own task."""
+    try:
+        result = evaluate(run, samples)
+    except ZooError as error:
+        raise SystemExit(str(error)) from error
+    text = json.dumps(result, indent=1)
+    (output or run / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    typer.run(main)
