@@ -78,10 +78,8 @@ def test_fine_tuning_learns(colors: Path, tmp_path: Path) -> None:
     timm.create_model("croco_nano_patch8_64", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=2, **TINY)
 
 
-def test_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With everything that is random: mixing, erasing, RandAugment, dropped paths."""
-    recipe = tiny(objective=ALL_RANDOMNESS)
-    train(recipe, tmp_path / "whole", workers=0, progress=False)
+def train_until_saved(recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin a run, which ends abruptly behind its first checkpoint."""
     save = engine._Run.save
 
     def save_and_die(run, step, *state):
@@ -91,7 +89,14 @@ def test_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with monkeypatch.context() as patch:
         patch.setattr(engine._Run, "save", save_and_die)
         with pytest.raises(KeyboardInterrupt):
-            train(recipe, tmp_path / "cut", workers=0, progress=False)
+            train(recipe, folder, workers=0, progress=False)
+
+
+def test_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With everything that is random: mixing, erasing, RandAugment, dropped paths."""
+    recipe = tiny(objective=ALL_RANDOMNESS)
+    train(recipe, tmp_path / "whole", workers=0, progress=False)
+    train_until_saved(recipe, tmp_path / "cut", monkeypatch)
     assert read_log(tmp_path / "cut")[-1]["step"] == 4
     train(recipe, tmp_path / "cut", workers=1, progress=False)
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
@@ -109,19 +114,11 @@ def test_killed_run_on_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         write_shard(tmp_path / f"{shard}.tar", members)
     monkeypatch.setattr(images, "WINDOW", 1)
     read: list[int] = []
-    give, save = images.ImageShards.__getitem__, engine._Run.save
+    give = images.ImageShards.__getitem__
     monkeypatch.setattr(images.ImageShards, "__getitem__", lambda self, i: read.append(i) or give(self, i))
     settings = dict(data=dict(source="webdataset", path=str(tmp_path)), validation={}, batch_size=2, checkpoint_steps=3)
     recipe = tiny(**settings, **{"schedule.unit": "epochs", "schedule.length": 1})
-
-    def save_and_die(run, step, *state):
-        save(run, step, *state)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine._Run, "save", save_and_die)
-        with pytest.raises(KeyboardInterrupt):
-            train(recipe, tmp_path / "run", workers=0, progress=False)
+    train_until_saved(recipe, tmp_path / "run", monkeypatch)
     assert len(read) == 6
     train(recipe, tmp_path / "run", workers=0, progress=False)
     assert sorted(read) == list(range(16))
