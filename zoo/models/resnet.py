@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from zoo.models._build import ZooModel, register_family
 from zoo.weights import Drop, Fresh, KeyRules, Rename
 
+_CFG = dict(fixed_input_size=False, pool_size=(7, 7), interpolation="bilinear", crop_pct=0.875)
 _UNCOUNTED = Fresh("*.num_batches_tracked", 0, "checkpoints of older torch don't count the batches")
 _VISSL_HEADS = Drop("heads.*", "the head of the pretext task, under names that the zoo doesn't know")
 
@@ -30,6 +31,8 @@ class PretextResNet(ResNet, ZooModel):
     head_name = "fc"
     first_conv = "conv1"
     default_out_indices = (0, 1, 2, 3, 4)
+    cfg = _CFG
+    conv1: Any
 
     def __init__(
         self,
@@ -38,13 +41,13 @@ class PretextResNet(ResNet, ZooModel):
         width: int = 1,
         **kwargs: Any,
     ) -> None:
-        super().__init__(Bottleneck, tuple(layers), channels=tuple(width * c for c in channels), **kwargs)
+        super().__init__(Bottleneck, tuple(layers), channels=tuple(width * c for c in channels), **kwargs)  # type: ignore[arg-type]
         if width > 1:
             self._widen_stem(width * 64)
 
     def _widen_stem(self, stem: int) -> None:
         """Give the stem, which timm fixes at 64 channels, `stem` of them, and the first block that many inputs."""
-        block = self.layer1[0]
+        block: Any = self.get_submodule("layer1.0")
         self.conv1 = _resized(self.conv1, self.in_chans, stem)
         self.bn1 = type(self.bn1)(stem, device=self.conv1.weight.device, dtype=self.conv1.weight.dtype)
         block.conv1 = _resized(block.conv1, stem, block.conv1.out_channels)
@@ -61,7 +64,6 @@ def _resized(conv: nn.Conv2d, in_channels: int, out_channels: int) -> nn.Conv2d:
     return wide
 
 
-PretextResNet.cfg = dict(fixed_input_size=False, pool_size=(7, 7), interpolation="bilinear", crop_pct=0.875)
 PretextResNet.layouts = {
     "VISSL": KeyRules(Rename("trunk._feature_blocks.*", "*"), _VISSL_HEADS, _UNCOUNTED),
     "VISSL, older": KeyRules(Rename("_feature_blocks.*", "*"), _VISSL_HEADS, _UNCOUNTED),
@@ -84,10 +86,10 @@ class PretextModel(ZooModel):
 
     head_name = "heads"
     first_conv = "encoder.conv1"
-    cfg = PretextResNet.cfg
+    cfg = _CFG
     features_only_advice = "{} has the heads of its pretext task; create the encoder's architecture with features_only."
     num_classes = 0
-    heads: nn.Module
+    heads: Any
 
     def __init__(self, **encoder_args: Any) -> None:
         super().__init__()

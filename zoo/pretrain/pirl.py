@@ -177,7 +177,7 @@ class _BankLoss(torch.autograd.Function):
         return torch.cat(losses), hit
 
     @staticmethod
-    def backward(ctx: Any, loss_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, loss_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return loss_gradient.unsqueeze(1) * gradient, None, None, None, None
 
@@ -351,4 +351,4 @@ class Pirl(Objective):
             names = ("in the data", "the crop", "the turned view")
             return draw_images(rows, names, "", caption.format("turned view"), labels, panel=2.4)
         caption = caption.format("shuffled patches") + " Numbers: the patches' places, row by row."
-        return draw_puzzles(samples, batch["patches"], batch["order"], caption, crops)
+        return draw_puzzles(samples, batch["patches"], batch["order"], caption, list(crops))
