@@ -171,8 +171,13 @@ def test_samples_depend_on_the_draw_only(name: str) -> None:
 def test_wrong_settings(name: str) -> None:
     with pytest.raises(RecipeError, match="--form pretraining"):
         make_objective(tiny(name, model="resnet10t", model_args={}))
+
+
+def test_settings_that_do_not_fit() -> None:
     with pytest.raises(RecipeError, match="permutations"):
         read_permutations(10_001)
+    with pytest.raises(RecipeError, match="Patches of 30 pixels"):
+        make_objective(tiny("jigsaw_nano", **{"objective.patch": 30}))
 
 
 def one_step(folder: Path) -> None:

@@ -195,7 +195,7 @@ class JigsawClusteringModel(PretextModel):
 
 
 JigsawClusteringModel.layouts = {
-    "Jigsaw Clustering reference": KeyRules(
+    "Jigsaw Clustering, reference": KeyRules(
         Rename("module.encoder.fc_clu.*", "heads.fc_clu.*"),
         Rename("module.encoder.fc_loc.*", "heads.fc_loc.*"),
         Rename("module.encoder.*", "encoder.*"),

@@ -86,6 +86,11 @@ class Jigsaw(Objective):
                 f"Jigsaw trains a model with a classifier of permutations, not {type(model).__name__}; choose one of "
                 "`zoo list 'jigsaw*' --form pretraining` as the recipe's model."
             )
+        if patch > crop // 3:
+            raise RecipeError(
+                f"Patches of {patch} pixels don't fit into the cells of a third of {crop}; set objective.patch or "
+                "objective.crop."
+            )
         super().__init__(model, source)
         self.register_buffer("permutations", read_permutations(model.permutations), persistent=False)
         self.transform = PuzzleTransform(

@@ -79,7 +79,8 @@ def cluster_loss(
     """
     with torch.autocast(embedding.device.type, enabled=False):
         logits = embedding[own].float() @ embedding.float().T / temperature  # n, N
-        itself = torch.eye(len(image), dtype=torch.bool, device=image.device)[own]
+        number = torch.arange(len(image), device=image.device)
+        itself = number[own, None] == number
         log_share = logits - logits.masked_fill(itself, -torch.inf).logsumexp(dim=1, keepdim=True)
         positive = (image[own, None] == image) & ~itself
         each = (log_share * positive).sum(dim=1) / positive.sum(dim=1)  # n
@@ -107,6 +108,7 @@ class JigsawClustering(Objective):
 
     quarter: side in pixels that quarters have in the montages of 2x2. temperature: the contrastive loss is scaled
     by its ratio to base_temperature. crop_scale: area of the random resized crop of a quarter. flip: probability.
+    blur: the range of its deviation in pixels.
 
     Several processes shuffle all of their quarters together, by one permutation. Loss and gradients, averaged over
     the processes, are those of one process with the whole batch.
@@ -122,6 +124,7 @@ class JigsawClustering(Objective):
         base_temperature: float = 0.07,
         crop_scale: Sequence[float] = (0.2, 1.0),
         flip: float = 0.5,
+        blur: Sequence[float] = (0.1, 2.0),
     ) -> None:
         if not isinstance(model, JigsawClusteringModel):
             raise RecipeError(
@@ -134,7 +137,7 @@ class JigsawClustering(Objective):
             transforms.RandomResizedCrop(quarter, crop_scale, antialias=True),
             transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
             transforms.RandomGrayscale(0.2),
-            random_blur(),
+            random_blur(blur),
             transforms.RandomHorizontalFlip(flip),
         ]
         self.transform = QuarterTransform(overlap, transforms.Compose(augment))

@@ -5,6 +5,7 @@ All of them draw from torch's CPU generator, which the data workers set to the s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -72,9 +73,10 @@ def distortion(grayscale: float = 0.2, blur: bool = False) -> transforms.Transfo
     return transforms.Compose([*steps, random_blur()] if blur else steps)
 
 
-def random_blur() -> transforms.Transform:
-    """Half of the images blurred by a Gaussian of 0.1 to 2 pixels, whose 13 pixels reach to three deviations."""
-    return transforms.RandomApply([transforms.GaussianBlur(13, (0.1, 2.0))], p=0.5)
+def random_blur(sigma: Sequence[float] = (0.1, 2.0)) -> transforms.Transform:
+    """Half of the images blurred by a Gaussian of `sigma` pixels, that reaches to three deviations."""
+    reach = math.ceil(3 * sigma[1])
+    return transforms.RandomApply([transforms.GaussianBlur(2 * reach + 1, tuple(sigma))], p=0.5)
 
 
 def draw_puzzles(
