@@ -41,7 +41,7 @@ class _Gather(torch.autograd.Function):
         return gather(rows)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.clone()
         dist.all_reduce(gradient)
         return gradient.chunk(world())[rank()]
