@@ -11,7 +11,9 @@ from zoo.catalog import VARIANTS
 from zoo.models.croco import dpt_hooks
 
 ARCHITECTURES = {variant.architecture: variant for variant in reversed(VARIANTS)}
-ENCODERS = [name for name, variant in ARCHITECTURES.items() if variant.form == "encoder"]
+ENCODERS = [  # those that are a flat list of blocks
+    name for name, variant in ARCHITECTURES.items() if variant.form == "encoder" and variant.family == "croco"
+]
 BINOCULAR = [name for name, variant in ARCHITECTURES.items() if variant.form == "binocular"]
 DENSE = [name for name, variant in ARCHITECTURES.items() if variant.form == "dense"]
 
