@@ -72,14 +72,13 @@ def test_completion_hides_what_the_mask_hides() -> None:
     recipe = load_recipe("croco_nano")
     objective = engine.make_objective(recipe, engine.make_source(recipe))
     assert isinstance(objective, CrossViewCompletion)
-    mask = torch.zeros(1, 64, dtype=torch.bool)
-    mask[0, 9] = True  # second row, second column of 8x8 patches
+    objective.hidden = 58  # of 8x8 patches; the last six of the last row are visible
     images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
-    figure = objective.show([], dict(image1=images, image2=images, mask=mask))
+    figure = objective.show([], dict(image1=images, image2=images, order=torch.arange(64)[None]))
     seen = figure.axes[1].images[0].get_array()
     gray = np.asarray(seen).mean(axis=-1) > 0.5
-    expected = np.zeros((64, 64), dtype=bool)
-    expected[8:16, 8:16] = True
+    expected = np.ones((64, 64), dtype=bool)
+    expected[56:, 16:] = False
     assert np.array_equal(gray, expected)
 
 

@@ -6,6 +6,7 @@ matplotlib is imported only where something is drawn: reading and preparing phot
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -165,7 +166,7 @@ def draw_panels(
 ) -> Figure:
     """Rows of equally many panels, all `panel` inches wide, with `labels` before the rows."""
     heights = [panel * max(image.shape[0] / image.shape[1] for image, _, _ in row) for row in rows]
-    size = (len(rows[0]) * panel, sum(heights) + 0.25 * sum(any(p.title for p in row) for row in rows) + 0.65)
+    size = (max(4.5, len(rows[0]) * panel), sum(heights) + 0.25 * sum(any(p.title for p in row) for row in rows) + 0.65)
     figure, axes = _figure(len(rows), len(rows[0]), size, heights)
     for row, line in zip(rows, axes, strict=True):
         for (image, name, frames), ax in zip(row, line, strict=True):
@@ -268,5 +269,7 @@ def _figure(
 def _finish(figure: Figure, title: str, caption: str) -> Figure:
     if title:
         figure.suptitle(title, fontsize=13, fontweight="bold")
+    width = round(14 * figure.get_size_inches()[0])  # characters
+    caption = "\n".join(textwrap.fill(line, width) for line in caption.splitlines())
     figure.supxlabel(caption, fontsize=9, color="0.3", linespacing=1.4)
     return figure
