@@ -210,7 +210,7 @@ def _peak_mib(build: str, run: str) -> float:
     """Mebibytes that a forward or a step needs at its peak beyond the model: growth of a fresh process's resident
     memory, with the model already built and its pages touched."""
     program = textwrap.dedent(f"""
-        import json, resource
+        import json, re
         import timm, torch, zoo
         from timm.layers import set_fused_attn
         from zoo.layers.masking import random_mask
@@ -218,11 +218,12 @@ def _peak_mib(build: str, run: str) -> float:
         {build}
         x = torch.randn({BATCH}, 3, 224, 224)
         mask = random_mask({BATCH}, 196, 0.75, torch.Generator().manual_seed(0))
-        before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+        def kib(name):
+            return int(re.search(name + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+        before = kib("VmRSS")
     """)
     program += run + textwrap.dedent("""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps(dict(mib=(peak - before) / 2**20)))
+        print(json.dumps(dict(mib=(kib("VmHWM") - before) / 1024)))  # unlike getrusage's, not inherited
     """)
     return _run_python(program)["mib"]
 

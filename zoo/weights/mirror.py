@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -49,24 +50,30 @@ def mirror(
     groups: dict[tuple[Source, ...], list[Variant]] = {}
     for variant in variants:
         groups.setdefault(variant.sources, []).append(variant)
+    waiting = list(groups.values())
     results: SimpleQueue[Mirrored | Exception] = SimpleQueue()
 
-    def work(group: list[Variant]) -> None:
-        for variant in group:
-            try:
-                results.put(_mirror_one(folder, variant, fetch))
-            except Exception as error:
-                results.put(error)
+    def work() -> None:
+        with suppress(IndexError):  # nothing is waiting any more
+            while True:
+                for variant in waiting.pop(0):
+                    try:
+                        results.put(_mirror_one(folder, variant, fetch))
+                    except Exception as error:
+                        results.put(error)
 
     _write_index(folder, variants)
-    with ThreadPool(workers) as pool:  # its threads end with the process, however busy: Ctrl-C works
-        pool.map_async(work, groups.values(), chunksize=1)
+    for _ in range(workers):  # daemons, so that Ctrl-C ends the process however busy they are
+        threading.Thread(target=work, daemon=True).start()
+    try:
         for _ in variants:
             result = results.get()
             if isinstance(result, Exception):
                 raise result
             _write_index(folder, variants)
             yield result
+    finally:
+        waiting.clear()
 
 
 def _mirror_one(folder: Path, variant: Variant, fetch: Callable[[str], Path]) -> Mirrored:
