@@ -349,14 +349,15 @@ def draw(result: dict[str, Any], path: Path) -> None:
             mean, _ = summary(result, task, name)
             ax.bar(x, mean, color=colors[name], width=0.65, alpha=0.75)
             ax.scatter([x] * len(figures), figures, color="black", s=14, zorder=3)
-            ax.annotate(f"{mean:.2f}", (x, mean), ha="center", va="bottom", xytext=(0, 4), textcoords="offset points")
+            top = (x, max(0, *figures))
+            ax.annotate(f"{mean:.2f}", top, ha="center", va="bottom", xytext=(0, 4), textcoords="offset points")
         for (name, value), style in zip(result["trivial"][task].items(), ("--", ":", "-.")):
             ax.axhline(value, color="0.3", linewidth=1, linestyle=style, label=name)
         ax.set_title(f"{title}\n{'more' if more else 'less'} is better", fontsize=10)
         ax.set_xticks(range(len(names)), names)
         ax.margins(y=0.15)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(frameon=False, fontsize=8, loc="lower right")
+        ax.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
