@@ -97,19 +97,23 @@ def test_flow(tool: ModuleType) -> None:
     assert figure == pytest.approx(trivial["no flow"], rel=0.1), "one step changes little"
 
 
-def test_texture(tool: ModuleType) -> None:
-    """The classes are patterns: they can be told from gradients, and not from colors."""
-    images, labels = tool.patterned_rooms(CONFIG, 5, 6, 3)
-    assert images.shape == (6, 3, 64, 64) and labels.tolist() == [0, 1, 2, 0, 1, 2]
+def test_shape(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rooms differ in what they hold, and a token that holds the answer tells."""
+    images, labels = tool.furnished_rooms(CONFIG, 5, 9)
+    assert images.shape == (9, 3, 64, 64) and labels.tolist() == [0, 1, 2] * 3
+    sizes = tool.Sizes(shape_images=60)
+    nothing, trivial = tool.shape(Describing(lambda patches: torch.ones_like(patches)), CONFIG, sizes)
+    assert nothing == trivial["chance"] == pytest.approx(1 / 3) and trivial["colors"] < 0.7
 
-    def gradients(patches: Tensor) -> Tensor:
-        gray = patches.unflatten(2, (3, 8, 8)).mean(2)
-        across, down = gray.diff(dim=3)[..., :7, :], gray.diff(dim=2)[..., :7]
-        return torch.stack((across.square().mean((2, 3)), down.square().mean((2, 3)), gray.var((2, 3))), dim=2).sqrt()
+    def show_answers(config: SceneConfig, scenes: Any) -> tuple[Tensor, None]:
+        boxes, balls = scenes.used[:, 1:6].sum(1), scenes.used[:, 6:].sum(1)
+        assert ((boxes + balls) <= 1).all() and scenes.used[:, 0].all()
+        answers = torch.stack((boxes, balls, 1 - boxes - balls), dim=1).to(torch.uint8) * 255
+        return answers[:, None, :, None, None].expand(-1, 1, -1, 64, 64), None
 
-    accuracy, trivial = tool.texture(Describing(gradients), CONFIG, tool.Sizes(classes=4, class_images=20))
-    assert trivial["chance"] == 0.25
-    assert accuracy > 0.25 and trivial["colors"] < 0.6
+    monkeypatch.setattr(tool, "render_views", show_answers)
+    answer, _ = tool.shape(Describing(lambda patches: patches), CONFIG, sizes)
+    assert answer == 1
 
 
 def test_pretrained_parts_are_used(tool: ModuleType, tmp_path: Path) -> None:
@@ -131,7 +135,7 @@ def test_whole_comparison(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(
         tool, "recipe_of", lambda *args: tool.replace(recipe_of(*args), batch_size=4, model_args=small, log_steps=5)
     )
-    sizes = tool.Sizes(pairs=8, depth_scenes=8, flow_steps=2, flow_batch=2, flow_pairs=4, classes=3, class_images=4)
+    sizes = tool.Sizes(pairs=8, depth_scenes=8, flow_steps=2, flow_batch=2, flow_pairs=4, shape_images=24)
     result = tool.compare(10, [0], tmp_path, sizes, 0, "the command")
     assert list(result["figures"]) == ["CroCo", "MAE", "untrained"]
     assert all(set(figures) == set(tool.TASKS) for runs in result["figures"].values() for figures in runs)

@@ -127,3 +127,17 @@ def test_target_is_what_the_loss_is_of() -> None:
     own = model.completion_loss(*images, mask, 57)
     assert torch.equal(own, model.completion_loss(*images, mask, 57, "normalized"))
     assert not torch.equal(own, model.completion_loss(*images, mask, 57, "per_channel"))
+
+
+def test_picture_shows_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    show = engine.OBJECTIVES["cross_view_completion"].show
+    monkeypatch.setattr(
+        engine.OBJECTIVES["cross_view_completion"], "show", lambda *args: seen.append(args) or show(*args)
+    )
+    recipe = tiny(curriculum=POINTS, **{"data.render": "device"})
+    engine.show_batch(recipe, samples=2)
+    ((objective, _, batch),) = seen
+    assert objective.views(batch)[2].sum(1).tolist() == [32, 32]
+    want = make_source(tiny()).changed(displacement=(0.02, 0.06))[1]["image2"]
+    assert (batch["image2"][1] != torch.from_numpy(want).permute(2, 0, 1)).float().mean() < 1e-3

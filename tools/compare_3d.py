@@ -2,7 +2,8 @@
 
 One command trains what isn't trained yet, measures, and writes a table, a plot and all numbers:
 
-    python tools/compare_3d.py --steps 600 --seeds 1 --runs runs/3d --output docs/3d_ordering.md
+    python tools/compare_3d.py --output docs/3d_ordering.md                              # the whole: hours of a CPU
+    python tools/compare_3d.py --steps 600 --seeds 1 --flow-steps 100 --output short.md  # a look at it
 
 The tasks, all on scenes that no training saw:
 
@@ -10,7 +11,8 @@ The tasks, all on scenes that no training saw:
   patch width of the truth
 - depth: R2 of a ridge regression from a patch's frozen token to its mean log depth
 - flow: end-point error in pixels of encoder, two-image decoder and a linear head after a short fine-tuning
-- texture: accuracy of a nearest-neighbor classifier of single images by their pattern, on frozen mean tokens
+- shape: accuracy of nearest neighbors, by frozen mean tokens of single images, in telling whether a room holds
+  nothing, a box or a ball
 
 A tool and not a `zoo` command: it stands on tools/evaluate_pairs.py and scikit-learn, and what it writes is a page of
 this repository's documentation.
@@ -18,6 +20,7 @@ this repository's documentation.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import platform
@@ -50,7 +53,7 @@ from zoo.models.croco import PairModel
 from zoo.pretrain import engine
 from zoo.pretrain.data import make_source
 from zoo.pretrain.recipe import Recipe, load_recipe
-from zoo.pretrain.scenes import SceneConfig, sample_scene
+from zoo.pretrain.scenes import Scene, SceneConfig, sample_scene
 from zoo.pretrain.scenes_torch import draw_batch, render, render_views, stack_scenes
 
 PAIR = "croco_nano_patch8_64_dec128d4"
@@ -60,25 +63,24 @@ TASKS = {  # title, and whether more is better
     "matching": ("matching: patches matched", True),
     "depth": ("depth: R2 of a linear probe", True),
     "flow": ("flow: end-point error (pixels)", False),
-    "texture": ("texture: k-NN accuracy", True),
+    "shape": ("shape: k-NN accuracy", True),
 }
 TRAIN_SEED = HELD_OUT_SEED + 1  # of the scenes that probes and fine-tuning learn from
-CLASS_SEED = HELD_OUT_SEED + 2  # of the patterns to be told apart
+SHAPES = {"nothing": slice(1, 1), "a box": slice(1, 6), "a ball": slice(6, 9)}  # rows in a scene's solids
 
 
 @dataclass(frozen=True)
 class Sizes:
     """How much is measured with. pairs: scenes to match in. depth_scenes: to learn depth from, half as many to test
-    on. flow_steps, flow_batch: of the fine-tuning; flow_pairs: scenes to test on. classes: patterns; class_images: of
-    each to learn from, half as many to test on."""
+    on. flow_steps, flow_batch: of the fine-tuning; flow_pairs: scenes to test on. shape_images: to learn shapes from,
+    half as many to test on."""
 
     pairs: int = 300
     depth_scenes: int = 300
-    flow_steps: int = 100
-    flow_batch: int = 16
+    flow_steps: int = 1000
+    flow_batch: int = 32
     flow_pairs: int = 200
-    classes: int = 12
-    class_images: int = 40
+    shape_images: int = 600
 
 
 def to_input(images: Tensor, model: Any) -> Tensor:
@@ -186,24 +188,39 @@ def end_point_error(model: FlowModel, scenes: Any) -> Tensor:
     return (model(img1, img2) - scenes.flow).norm(dim=1)
 
 
-def patterned_rooms(config: SceneConfig, seed: int, count: int, classes: int) -> tuple[Tensor, np.ndarray]:
-    """Views of other rooms whose surfaces all have one of `classes` patterns, in each room's own colors: uint8
-    (count, 3, H, W), and their classes (count,)."""
-    labels = np.arange(count) % classes
-    scenes = []
-    for index, label in enumerate(labels.tolist()):
-        scene, like = sample_scene(config, seed, index), sample_scene(config, CLASS_SEED, label).surfaces
-        pattern = {key: np.repeat(getattr(like, key)[:1], len(like.cells), 0) for key in ("cells", "waves", "noise")}
-        scenes.append(replace(scene, surfaces=scene.surfaces._replace(**pattern)))
+def furnished_rooms(config: SceneConfig, seed: int, count: int) -> tuple[Tensor, np.ndarray]:
+    """Views of rooms that hold nothing, one box or one ball: uint8 (count, 3, H, W), and which of `SHAPES` (count,)."""
+    labels = np.arange(count) % len(SHAPES)
+    scenes: list[Scene] = []
+    for index in itertools.count():
+        if len(scenes) == count:
+            break
+        scene = sample_scene(config, seed, index)
+        slots = list(SHAPES.values())[labels[len(scenes)]]
+        used = np.arange(len(scene.solids.used)) == 0  # the room
+        if slots.start < slots.stop:
+            sizes = apparent_sizes(scene)[slots]
+            if not sizes.max() > 0:
+                continue  # a scene without such an object in view
+            used[slots.start + sizes.argmax()] = True
+        scenes.append(replace(scene, solids=scene.solids._replace(used=used)))
     images, _ = render_views(config, stack_scenes(scenes))
     return images[:, 0], labels
 
 
-def texture(encoder: Any, config: SceneConfig, sizes: Sizes) -> tuple[float, dict[str, float]]:
-    """Accuracy on held-out rooms, and that of mean colors and their deviations, and of chance."""
+def apparent_sizes(scene: Scene) -> np.ndarray:
+    """How large view 1 sees each solid (S,), in image widths; 0 for those whose middle it doesn't see."""
+    camera, solids = scene.cameras[0], scene.solids
+    x, y, z = camera[:3, :3] @ solids.centers.T + camera[:3, 3:]
+    inside = solids.used & (z > 0) & (np.maximum(np.abs(x), np.abs(y)) < 0.5 * z / scene.focal)
+    return np.where(inside, np.linalg.norm(solids.half_sizes, axis=1) * scene.focal / np.maximum(z, 1e-3), 0)
+
+
+def shape(encoder: Any, config: SceneConfig, sizes: Sizes) -> tuple[float, dict[str, float]]:
+    """Accuracy on held-out rooms, and that of the colors' means and deviations, and of chance."""
     sets = [
-        patterned_rooms(config, seed, count * sizes.classes, sizes.classes)
-        for seed, count in ((TRAIN_SEED, sizes.class_images), (HELD_OUT_SEED, sizes.class_images // 2))
+        furnished_rooms(config, seed, count)
+        for seed, count in ((TRAIN_SEED, sizes.shape_images), (HELD_OUT_SEED, sizes.shape_images // 2))
     ]
 
     def accuracy(describe: Callable[[Tensor], Tensor], metric: str) -> float:
@@ -216,7 +233,7 @@ def texture(encoder: Any, config: SceneConfig, sizes: Sizes) -> tuple[float, dic
         pixels = images.float().flatten(2)
         return torch.cat((pixels.mean(2), pixels.std(2)), dim=1)
 
-    trivial = {"colors": accuracy(colors, "euclidean"), "chance": 1 / sizes.classes}
+    trivial = {"colors": accuracy(colors, "euclidean"), "chance": 1 / len(SHAPES)}
     return accuracy(lambda images: tokens_of(encoder, images).mean(1), "cosine"), trivial
 
 
@@ -249,7 +266,7 @@ def measure(name: str, seed: int, run: Path | None, config: SceneConfig, sizes: 
     found = dict(
         matching=matching(encoder, config, sizes),
         depth=depth(encoder, config, sizes),
-        texture=texture(encoder, config, sizes),
+        shape=shape(encoder, config, sizes),
         flow=flow(load_pair(name, seed, run), config, sizes),
     )
     figures = {task: figure for task, (figure, _) in found.items()}
@@ -311,9 +328,8 @@ This page is written by its command, and says what came out:
 - **flow**: encoder, two-image decoder and a linear head, all fine-tuned for {sizes["flow_steps"]} steps of
   {sizes["flow_batch"]} pairs; mean end-point error of co-visible pixels of {sizes["flow_pairs"]} held-out pairs. MAE
   has no two-image decoder, so there it starts untrained, as the untrained network's does.
-- **texture**: {sizes["classes"]} patterns on the surfaces of rooms, each room in other colors; 10 nearest neighbors by
-  the frozen encoder's mean token, {sizes["class_images"]} images of each pattern, half as many to test. A check on
-  single images, in which CroCo need not win.
+- **shape**: rooms that hold nothing, one box or one ball; 10 nearest neighbors by the frozen encoder's mean token among
+  {sizes["shape_images"]} images, half as many to test. A check on single images, in which CroCo need not win.
 """
 
 
@@ -333,14 +349,15 @@ def draw(result: dict[str, Any], path: Path) -> None:
             mean, _ = summary(result, task, name)
             ax.bar(x, mean, color=colors[name], width=0.65, alpha=0.75)
             ax.scatter([x] * len(figures), figures, color="black", s=14, zorder=3)
-            ax.annotate(f"{mean:.2f}", (x, mean), ha="center", va="bottom", xytext=(0, 4), textcoords="offset points")
+            top = (x, max(0, *figures))
+            ax.annotate(f"{mean:.2f}", top, ha="center", va="bottom", xytext=(0, 4), textcoords="offset points")
         for (name, value), style in zip(result["trivial"][task].items(), ("--", ":", "-.")):
             ax.axhline(value, color="0.3", linewidth=1, linestyle=style, label=name)
         ax.set_title(f"{title}\n{'more' if more else 'less'} is better", fontsize=10)
         ax.set_xticks(range(len(names)), names)
         ax.margins(y=0.15)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(frameon=False, fontsize=8, loc="lower right")
+        ax.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -396,12 +413,14 @@ def main(
     runs: Annotated[Path, typer.Option(help="folder of the training runs")] = Path("runs/3d"),
     steps: Annotated[int, typer.Option(min=10, help="of each pretraining")] = 4000,
     seeds: Annotated[int, typer.Option(min=1, help="how many; 0 is the first")] = 3,
+    flow_steps: Annotated[int, typer.Option(min=1, help="of fine-tuning for flow")] = Sizes.flow_steps,
     workers: Annotated[int, typer.Option(min=0, help="processes that prepare training data")] = 2,
 ) -> None:
     """Compare CroCo, a masked autoencoder and an untrained network on 3D tasks, and on one that isn't."""
-    command = f"python tools/compare_3d.py --steps {steps} --seeds {seeds} --runs {runs} --output {output}"
+    options = f"--steps {steps} --seeds {seeds} --flow-steps {flow_steps} --runs {runs} --output {output}"
+    sizes = Sizes(flow_steps=flow_steps)
     try:
-        result = compare(steps, list(range(seeds)), runs, Sizes(), workers, command)
+        result = compare(steps, list(range(seeds)), runs, sizes, workers, f"python tools/compare_3d.py {options}")
     except ZooError as error:
         raise SystemExit(f"error: {error}") from None
     print_table(result)

@@ -407,9 +407,11 @@ def show_batch(recipe: Recipe, samples: int = 4) -> Figure:
     with torch.device("meta"):  # nothing is computed with it
         model = make_model(replace(recipe, init=""))
     objective = make_objective(recipe, source, model)
+    curriculum = make_curriculum(recipe, source, objective)
     sampler = StepSampler(len(source), samples, recipe.seed, 0, 1, 1, 0, 1)
     ((*keys,),) = sampler
-    batch = _next(iter(make_loader(source, objective.transform, sampler, workers=0, pin_memory=False)))
+    loader = make_loader(source, objective.transform, sampler, workers=0, pin_memory=False, curriculum=curriculum)
+    batch = _next(iter(loader))
     batch = to_device(batch, source, torch.device("cpu"))
     torch.manual_seed(_seed(recipe.seed, 0, 0, 0))
     figure = objective.show([source[index] for index, _ in keys], batch)

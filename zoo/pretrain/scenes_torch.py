@@ -1,4 +1,4 @@
-"""The procedural scenes of `scenes`, rendered as batches in torch: on a GPU they come faster than a model trains.
+"""The procedural scenes of `scenes`, rendered as batches in torch, on the device that trains.
 
 numpy draws a scene (`sample_scene`, about a millisecond, in the data workers); what is here is the array mathematics
 of `scenes.render` on a batch of drawn scenes, on whatever device they lie. Both give the same picture and geometry up
