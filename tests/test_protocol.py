@@ -11,7 +11,10 @@ from zoo.catalog import VARIANTS
 from zoo.models.croco import dpt_hooks
 
 ARCHITECTURES = {variant.architecture: variant for variant in reversed(VARIANTS)}
-ENCODERS = [name for name, variant in ARCHITECTURES.items() if variant.form == "encoder"]
+RESNETS = ("pirl", "jigsaw", "jigclu")  # timm's own ResNet, which takes any size: tests/test_resnet.py
+ENCODERS = [
+    name for name, variant in ARCHITECTURES.items() if variant.form == "encoder" and variant.family not in RESNETS
+]
 BINOCULAR = [name for name, variant in ARCHITECTURES.items() if variant.form == "binocular"]
 DENSE = [name for name, variant in ARCHITECTURES.items() if variant.form == "dense"]
 
