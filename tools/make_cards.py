@@ -76,7 +76,19 @@ FAMILIES = {
         "Fast-iTPN is iTPN's faster successor: convolutional first stages, a plain transformer with gated MLPs as the "
         "main one, pretrained to predict the tokens of a CLIP teacher at hidden patches."
     ),
-    "resnet": "The network is a plain ResNet, timm's own.",
+    "pirl": (
+        "PIRL trains a plain ResNet, timm's own, to embed an image and a jigsaw of its patches alike, and unlike all "
+        "other images, which a memory bank stands for: so the features keep what an image shows and forget how it was "
+        "cut up."
+    ),
+    "jigsaw": (
+        "Jigsaw trains a plain ResNet, timm's own, to tell in which of a fixed set of orders it is given an image's "
+        "nine patches: so it learns how the parts of things lie to each other."
+    ),
+    "jigclu": (
+        "Jigsaw Clustering trains a plain ResNet, timm's own, on montages of quarters of different images: it tells "
+        "which quarters come from one image and where each one stood, from a single batch without a second view."
+    ),
 }
 """What a newcomer should know of a family."""
 
@@ -264,11 +276,17 @@ deepest = backbone(torch.rand(1, 3, *size))[-1]  # {_shape(maps[-1])}"""
 
 def _sized(variant: Variant) -> bool:
     """Whether a model is made for one input size; plain convolutional ones take any."""
-    return variant.family != "resnet"
+    return timm.get_pretrained_cfg(variant.name).fixed_input_size
 
 
 def _pretraining_lines(variant: Variant, weights: str) -> str:
-    shape = ", ".join(map(str, variant.input_size))
+    shape, model = ", ".join(map(str, variant.input_size)), _model(variant.name)
+    if not hasattr(model, "complete"):  # the jigsaw families
+        features = model.encoder(torch.empty(1, *variant.input_size, device="meta"))
+        return f"""model = timm.create_model(name{weights}).eval()
+{_image_lines(variant, "photo")}
+with torch.inference_mode():
+    features = model.encoder(photo)  # {_shape(features)}: what the heads of the pretext task are put on"""
     return f"""model = timm.create_model(name{weights}).eval()
 {_image_lines(variant, "photo")}
 image = model.complete(photo, mask_ratio=0.75).image  # 1, {shape}: the photo, hidden patches predicted"""
