@@ -166,7 +166,7 @@ class Reply:
     """How the server answers one GET, when it is not the plain file.
 
     cut: bytes of the body after which the connection is closed. length: what Content-Length claims.
-    pause: seconds before the body.
+    pause: seconds before the body. drip: seconds before each hundred bytes of it.
     """
 
     status: int | None = None
@@ -175,6 +175,7 @@ class Reply:
     cut: int | None = None
     length: int | None = None
     pause: float = 0.0
+    drip: float = 0.0
 
 
 class FileServer:
@@ -226,9 +227,9 @@ class FileServer:
             return
         headers = self.headers(content)
         status, body = 200, content
-        start = asked.get("Range", "").removeprefix("bytes=").removesuffix("-")
-        if self.ranges and start and asked.get("If-Range") in (headers.get("ETag"), headers.get("Last-Modified")):
-            first = int(start)
+        asked_start = asked.get("Range", "").removeprefix("bytes=").removesuffix("-")
+        if self.ranges and asked_start and asked.get("If-Range") in (headers.get("ETag"), headers.get("Last-Modified")):
+            first = int(asked_start)
             status, body = (206, content[first:]) if first < len(content) else (416, b"")
             headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
         body = body if reply.body is None else reply.body
@@ -240,8 +241,12 @@ class FileServer:
         if handler.command == "HEAD":
             return
         time.sleep(reply.pause)
+        body = body if reply.cut is None else body[: reply.cut]
+        step = 100 if reply.drip else max(1, len(body))
         with suppress(OSError):  # of a client that gave up
-            handler.wfile.write(body if reply.cut is None else body[: reply.cut])
+            for start in range(0, len(body), step):
+                time.sleep(reply.drip)
+                handler.wfile.write(body[start : start + step])
         handler.close_connection = True
 
 

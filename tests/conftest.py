@@ -1,10 +1,60 @@
 """Shared by all tests: nothing here touches the network or the user's own cache, and two workers share two cores."""
 
+from __future__ import annotations
+
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import re
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
+
+FAULTS = Path(__file__).parents[1] / "docs" / "faults.md"
+
+# What the words in capitals of docs/faults.md stand for.
+_WILDCARDS = {
+    "DIGEST": "[0-9a-f]{64}",
+    "HOST": r"\S+",
+    "NUMBER": r"[\d.]+",
+    "PATH": r"\S*/\S+",
+    "FOLDER": r"/\S+",
+    "REASON": ".+",
+    "REPO": r"\S+",
+    "TENSOR": r"\S+",
+    "URL": r"http\S+",
+    "VARIANT": r"\S+",
+}
+
+
+def fault_rows() -> list[list[str]]:
+    """The table's rows: fault, what happens, what is read ("" for nothing), test ("file::function")."""
+    lines = [line for line in FAULTS.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+    return [[*row[:3], row[3].strip("`")] for row in rows]
+
+
+def _pattern(text: str) -> str:
+    words = re.split(rf"\b({'|'.join(_WILDCARDS)})\b", text)
+    return "".join(_WILDCARDS.get(word, re.escape(word)) for word in words)
+
+
+@pytest.fixture
+def reads(request: pytest.FixtureRequest) -> Callable[[object], None]:
+    """Check that a message is, word for word, what docs/faults.md says of this test's fault."""
+    name = f"{request.path.name}::{request.function.__name__}"
+    (expected,) = [row[2] for row in fault_rows() if row[3] == name]
+    (frame,) = re.findall("^> (The weights of .*)$", FAULTS.read_text(encoding="utf-8"), re.MULTILINE)
+
+    def check(message: object) -> None:
+        text = str(message)
+        framed = re.fullmatch(_pattern(frame).replace(_WILDCARDS["REASON"], "(.+)"), text)
+        text = framed[1] if framed else text
+        assert re.fullmatch(_pattern(expected), text), f"{text!r} is read, docs/faults.md says {expected!r}"
+
+    return check
 
 
 @pytest.fixture(autouse=True)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +12,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.test_images import png, write_shard
+from tests.two_processes import in_two_processes
 from zoo.errors import CheckpointMismatchError, RecipeError, UnknownVariantError
-from zoo.pretrain import engine
+from zoo.pretrain import engine, images
 from zoo.pretrain.classify import Classification, LinearProbe
 from zoo.pretrain.engine import make_model, make_objective, make_optimizer, make_plan, make_source, read_log, train
 from zoo.pretrain.recipe import Recipe, load_recipe
@@ -79,10 +78,8 @@ def test_fine_tuning_learns(colors: Path, tmp_path: Path) -> None:
     timm.create_model("croco_nano_patch8_64", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=2, **TINY)
 
 
-def test_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With everything that is random: mixing, erasing, RandAugment, dropped paths."""
-    recipe = tiny(objective=ALL_RANDOMNESS)
-    train(recipe, tmp_path / "whole", workers=0, progress=False)
+def train_until_saved(recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin a run, which ends abruptly behind its first checkpoint."""
     save = engine._Run.save
 
     def save_and_die(run, step, *state):
@@ -92,13 +89,42 @@ def test_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with monkeypatch.context() as patch:
         patch.setattr(engine._Run, "save", save_and_die)
         with pytest.raises(KeyboardInterrupt):
-            train(recipe, tmp_path / "cut", workers=0, progress=False)
+            train(recipe, folder, workers=0, progress=False)
+
+
+def test_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With everything that is random: mixing, erasing, RandAugment, dropped paths."""
+    recipe = tiny(objective=ALL_RANDOMNESS)
+    train(recipe, tmp_path / "whole", workers=0, progress=False)
+    train_until_saved(recipe, tmp_path / "cut", monkeypatch)
     assert read_log(tmp_path / "cut")[-1]["step"] == 4
     train(recipe, tmp_path / "cut", workers=1, progress=False)
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(one[key], other[key]) for key in one)
     results = [(tmp_path / name / "results.json").read_text() for name in ("whole", "cut")]
     assert results[0] == results[1]
+
+
+def test_killed_run_on_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch of WebDataset shards, cut in the middle: every image is read once, shard after shard."""
+    for shard in range(4):
+        members = {}
+        for i in range(4):
+            members |= {f"{i}.png": png(16 * shard + i), f"{i}.cls": str(i % 2).encode()}
+        write_shard(tmp_path / f"{shard}.tar", members)
+    monkeypatch.setattr(images, "WINDOW", 1)
+    read: list[int] = []
+    give = images.ImageShards.__getitem__
+    monkeypatch.setattr(images.ImageShards, "__getitem__", lambda self, i: read.append(i) or give(self, i))
+    settings = dict(data=dict(source="webdataset", path=str(tmp_path)), validation={}, batch_size=2, checkpoint_steps=3)
+    recipe = tiny(**settings, **{"schedule.unit": "epochs", "schedule.length": 1})
+    train_until_saved(recipe, tmp_path / "run", monkeypatch)
+    assert len(read) == 6
+    train(recipe, tmp_path / "run", workers=0, progress=False)
+    assert sorted(read) == list(range(16))
+    shards = [i // 4 for i in read]
+    assert all(len(set(shards[first : first + 4])) == 1 for first in range(0, 16, 4))
+    assert (tmp_path / "run" / "model.safetensors").exists()
 
 
 def test_layer_decay() -> None:
@@ -141,8 +167,8 @@ def test_linear_probe_leaves_the_backbone(colors: Path, tmp_path: Path, model: s
     objective.eval()
     trained = make_model(recipe).eval()
     trained.load_state_dict(after)
-    images = torch.randn(3, 3, 32, 32)
-    torch.testing.assert_close(trained(images), objective.logits(images), rtol=1e-4, atol=1e-5)
+    x = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(trained(x), objective.logits(x), rtol=1e-4, atol=1e-5)
     rows = read_log(tmp_path)
     assert rows[-1]["loss"] < rows[0]["loss"]
 
@@ -172,17 +198,8 @@ def validated(folder: Path) -> None:
 
 def test_two_processes_validate_the_same(tmp_path: Path) -> None:
     validated(tmp_path / "one")
-    script = tmp_path / "step.py"
-    script.write_text(
-        "from pathlib import Path\n"
-        "from tests.test_classify import validated\n"
-        f"validated(Path({str(tmp_path / 'two')!r}))\n"
-    )
-    root = Path(__file__).parents[1]
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([sys.executable, *command], cwd=root, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    program = f"from tests.test_classify import Path, validated\nvalidated(Path({str(tmp_path / 'two')!r}))"
+    in_two_processes(program, tmp_path)
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert one["validation_top1"] == two["validation_top1"] and one["validation_top5"] == two["validation_top5"]
     assert 0 < one["validation_top5"] < 100

@@ -20,7 +20,7 @@ ROOMS = {  # what each room may import of ours, besides itself
     "pictures": {"errors", "layers"},
     "pretrain": {"catalog", "errors", "lookup", "layers", "weights", "models", "pictures"},
     "demo": {"catalog", "errors", "lookup", "layers", "weights", "models", "pictures"},
-    "publish": {"catalog", "errors", "lookup", "layers", "weights", "models", "pictures", "pretrain", "demo"},
+    "publish": {"catalog", "errors", "lookup", "weights", "models", "pictures", "pretrain", "demo"},
     "cli": {"catalog", "errors", "lookup", "layers", "weights", "models", "pictures", "pretrain", "demo", "publish"},
 }
 

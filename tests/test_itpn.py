@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.optim import param_groups_layer_decay
 from torch import Tensor
 
 import zoo  # noqa: F401  (registers the models)
@@ -16,6 +18,7 @@ from zoo.errors import ImageError
 from zoo.layers.masking import block_mask, random_mask, split_mask, take_tokens
 from zoo.layers.positions import stretch_table
 from zoo.models.itpn import ITPN, ITPNClip, ITPNEma, ITPNPixel, Pyramid
+from zoo.weights import save_safetensors
 
 TRUNK: dict[str, Any] = dict(img_size=64, embed_dim=32, depths=(1, 1, 4), num_heads=2)
 TINY: dict[str, Any] = dict(**TRUNK, fpn_dim=16, fpn_depth=1)
@@ -104,6 +107,32 @@ def test_classifiers_have_no_pyramid_and_backbones_do_not_run_it(images: Tensor)
     assert backbone(images).shape == (2, 3)
     with pytest.raises(ValueError, match="choose pyramid, dense or stages"):
         make(ITPN, features="neck")
+
+
+def test_files_of_all_forms_serve_backbones_and_classifiers(tmp_path: Path) -> None:
+    """What was trained or saved here, loaded by name: with the pyramid, or without it where there is a classifier."""
+    small = dict(depths=(1, 1, 1))
+    forms = {
+        "itpn_nano_patch16_64": lambda model: model,
+        "itpn_nano_patch16_64_pixel": lambda model: model.encoder,
+        "itpn_nano_patch16_64_ema": lambda model: model.encoder,
+    }
+    for name, encoder_of in forms.items():
+        model = timm.create_model(name, **small)
+        path = tmp_path / f"{name}.safetensors"
+        save_safetensors(model.state_dict(), path, {})
+        args = dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(path)), **small)
+        want = encoder_of(model).state_dict()
+        backbone = timm.create_model("itpn_nano_patch16_64", **args)
+        got = backbone.state_dict()
+        assert all(torch.equal(got[key], value) for key, value in want.items()) and got.keys() >= want.keys()
+        assert (
+            len({group["lr_scale"] for group in param_groups_layer_decay(backbone, layer_decay=0.5)}) == 6
+        )  # the pyramid with the last block
+        classifier = timm.create_model("itpn_nano_patch16_64", num_classes=3, rel_pos=True, **args)
+        assert classifier.pyramid is None and classifier.head.weight.std() > 0
+        assert torch.equal(classifier.blocks[0].mlp.fc1.weight, want["blocks.0.mlp.fc1.weight"])
+        assert classifier.blocks[-1].rel_pos.table.abs().sum() == 0
 
 
 def test_a_patchs_pyramid_is_its_own() -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.two_processes import in_two_processes
+from tools.evaluate_jigsaw import evaluate
 from tools.make_permutations import make_permutations
 from zoo.errors import RecipeError
 from zoo.models.resnet import JigsawClusteringModel
@@ -154,6 +155,9 @@ def test_training(name: str, tmp_path: Path) -> None:
     assert len(rows) == 3 and all(0 <= row[accuracy] <= 1 for row in rows)
     state = load_file(tmp_path / "model.safetensors")
     assert {key.split(".")[0] for key in state} == {"encoder", "heads"}
+    result = evaluate(tmp_path, samples=8)
+    assert result["samples"] == 8 and result["steps"] == 3 and result["chance"] in (0.25, 0.01)
+    assert 0 <= result["location_accuracy" if name == "jigclu_nano" else "permutation_accuracy"] <= 1
 
 
 @pytest.mark.parametrize("name", NANO)

@@ -11,9 +11,8 @@ from zoo.catalog import VARIANTS
 from zoo.models.croco import dpt_hooks
 
 ARCHITECTURES = {variant.architecture: variant for variant in reversed(VARIANTS)}
-RESNETS = ("pirl", "jigsaw", "jigclu")  # timm's own ResNet, which takes any size: tests/test_resnet.py
-ENCODERS = [
-    name for name, variant in ARCHITECTURES.items() if variant.form == "encoder" and variant.family not in RESNETS
+ENCODERS = [  # those that are a flat list of blocks
+    name for name, variant in ARCHITECTURES.items() if variant.form == "encoder" and variant.family == "croco"
 ]
 BINOCULAR = [name for name, variant in ARCHITECTURES.items() if variant.form == "binocular"]
 DENSE = [name for name, variant in ARCHITECTURES.items() if variant.form == "dense"]

@@ -96,14 +96,20 @@ def test_classifier(hub: HubServer, no_pictures: None) -> None:
     [
         ("hivit_nano_patch16_64_mae", dict(embed_dim=96, depths=(1, 1, 1))),
         ("hivit_nano_patch16_64", dict(embed_dim=96, depths=(1, 1, 1), num_classes=5)),
-        ("itpn_base_patch16_224_clip", dict(embed_dim=96, depths=(1, 1, 4), num_heads=3, fpn_dim=32, teacher_dim=16)),
-        ("convmae_base_patch16_224", dict(embed_dim=(32, 48, 64), depth=(1, 1, 1), num_heads=4)),
+        (
+            "itpn_base_patch16_224_clip",
+            dict(embed_dim=96, depths=(1, 1, 4), num_heads=3, fpn_dim=32, teacher_dim=16, rel_pos=False),
+        ),
+        ("convmae_base_patch16_224", dict(embed_dim=(32, 48, 64), depths=(1, 1, 1), num_heads=4)),
+        ("pirl_resnet50", dict(layers=(1, 1, 1, 1), channels=(8, 8, 8, 8))),
+        ("pirl_resnet50_mlp128", dict(layers=(1, 1, 1, 1), channels=(8, 8, 8, 8))),
         ("crocov2_large_patch16_352x704_dec768d12_flow", dict(TINY, depth=12, decoder_dim=32, decoder_num_heads=2)),
     ],
 )
 def test_other_families_and_forms(tmp_path: Path, name: str, args: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    model = timm.create_model(name, **{**args, "img_size": 64})
+    sized = {} if "resnet" in name else {"img_size": 64}
+    model = timm.create_model(name, **{**args, **sized})
     folder = publish.export_model(model, tmp_path, REPO)
     assert same(model, timm.create_model(f"local-dir:{folder}", pretrained=True))
     picture = publish.COMPLETION if name.endswith("_mae") else publish.FEATURES
@@ -259,10 +265,23 @@ def test_dry_run(tmp_path: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPa
     assert result.output.endswith(f"Nothing was uploaded to {REPO}.\n")
 
 
+def test_figures_and_classes_of_a_run(tmp_path: Path, recipe_file: Path, no_pictures: None) -> None:
+    recipe = load_recipe(recipe_file, {"validation": {"source": "folder", "path": "/data/rooms/val"}})
+    results = dict(step=4, validation_top1=0.75, classes=["hall", "attic"])
+    metrics = publish._figures(recipe, results)
+    run = publish.Run(recipe, [], 4, True, tuple(results["classes"]), metrics)
+    folder = publish.export_model(tiny(num_classes=2), tmp_path / "out", REPO, metrics=metrics, run=run)
+    assert json.loads((folder / "config.json").read_text())["label_names"] == ["hall", "attic"]
+    (figure,) = ModelCard.load(folder / "README.md").data.eval_results
+    assert (figure.dataset_name, figure.metric_type, figure.metric_value) == ("val", "top1", 0.75)
+
+
 def test_data_folders_are_nobodys_business(tmp_path: Path, recipe_file: Path) -> None:
-    recipe = load_recipe(recipe_file, {"data": {"source": "pairs", "path": "/home/me/photos,/data/more"}})
+    data = {"source": "pairs", "path": "/home/me/photos,/data/more"}
+    recipe = load_recipe(recipe_file, {"data": data, "init": "/home/me/runs/first"})
     publish._write_recipe(recipe, tmp_path / "recipe.yaml")
-    assert load_recipe(tmp_path / "recipe.yaml").data["path"] == "photos,more"
+    again = load_recipe(tmp_path / "recipe.yaml")
+    assert again.data["path"] == "photos,more" and again.init == "first"
 
 
 # ------------------------------------------------------------------------------------------- refusals
@@ -329,6 +348,9 @@ def test_licenses(tmp_path: Path, hub: HubServer, recipe_file: Path, no_pictures
     weights = publish.export_model(model, tmp_path / "out", REPO) / "model.safetensors"
     start = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(weights)}}
     run = train(recipe_file, tmp_path / "run", **{f"model_args.{key}": value for key, value in start.items()})
+    train(recipe_file, tmp_path / "other", init=str(weights))
+    with pytest.raises(PublishError, match="started from them/theirs, which is under cc-by-nc-4.0"):
+        publish.export_run(tmp_path / "other", tmp_path / "out", REPO, license="mit")
     for name in ("model.safetensors", "checkpoint.safetensors"):  # finished, and as if it had been interrupted
         assert (run / name).is_file()
         with pytest.raises(PublishError, match="started from them/theirs, which is under cc-by-nc-4.0"):

@@ -31,7 +31,7 @@ from pathlib import Path
 from zoo import catalog
 
 source = catalog.Source("url", sys.argv[1])
-encoder = dict(patch_size=8, embed_dim=48, depth=2, num_heads=3, pos_embed="rope")
+encoder = dict(patch_size=8, embed_dim=48, depth=3, num_heads=3, pos_embed="rope")
 decoder = dict(decoder_dim=32, decoder_depth=1, decoder_num_heads=2)
 tiny = dict(input_size=(3, 32, 32), sources=(source,), tag="test", recipe="")
 like = {variant.form: variant for variant in catalog.VARIANTS if variant.name.startswith("crocov2_base")}

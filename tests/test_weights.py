@@ -13,7 +13,6 @@ import random
 import socket
 import subprocess
 import sys
-import threading
 import time
 import zipfile
 from collections import OrderedDict
@@ -47,6 +46,7 @@ from zoo.errors import (
     CheckpointMismatchError,
     CorruptWeightsError,
     DownloadError,
+    StorageError,
     UnsafeCheckpointError,
     WeightsUnavailableError,
 )
@@ -457,14 +457,15 @@ def test_any_header_length(tmp_path: Path) -> None:
 
 
 def test_check_state(tmp_path: Path) -> None:
-    expected = {"a.weight": (768, 768), "a.bias": (768,), "mlp.weight": (3072, 768), "head.weight": (10, 768)}
-    state = {name: torch.empty(shape) for name, shape in expected.items()}
+    shapes = {"a.weight": (768, 768), "a.bias": (768,), "mlp.weight": (3072, 768), "head.weight": (10, 768)}
+    state = {name: torch.empty(shape) for name, shape in shapes.items()}
+    expected = {name: tensor.to("meta") for name, tensor in state.items()}
     check_state(state, expected, name="v", path="f.pth")
     headless = {name: tensor for name, tensor in state.items() if name != "head.weight"}
     with pytest.raises(CheckpointMismatchError, match=r"f\.pth is no checkpoint of v: it lacks 1 of 4 .*head\.weight"):
         check_state(headless, expected, name="v", path="f.pth")
     large = {
-        name: torch.empty([size if size == 10 else size * 4 // 3 for size in shape]) for name, shape in expected.items()
+        name: torch.empty([size if size == 10 else size * 4 // 3 for size in shape]) for name, shape in shapes.items()
     }
     with pytest.raises(CheckpointMismatchError, match=r"width 1024 where 768 .*large checkpoint in place of a base"):
         check_state(large | {"extra": torch.empty(1)}, expected, name="v", path="f.pth")
@@ -489,7 +490,7 @@ def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CorruptWeightsError, match="No space left"):
+    with pytest.raises(StorageError, match="No space left"):
         save_safetensors(reference_state(), tmp_path / "a.safetensors", {})
     assert os.listdir(tmp_path) == []
 
@@ -544,8 +545,7 @@ def test_cut_transfers_are_resumed(server: FileServer, tmp_path: Path, validator
     server.faults = [Reply(cut=70_000), Reply(cut=150_000), Reply(cut=0), Reply(cut=0)]
     assert download(server.url + "/f.pth", tmp_path / "f.pth") == SHA
     ranges = [headers.get("Range") for _, _, headers in server.requests]
-    block = 1 << 16
-    assert ranges == [None, f"bytes={block}-", *[f"bytes={3 * block}-"] * 3]
+    assert ranges == [None, "bytes=70000-", *["bytes=220000-"] * 3]  # every byte that arrived is kept
 
 
 def test_resumed_by_the_next_call(server: FileServer, tmp_path: Path) -> None:
@@ -554,7 +554,7 @@ def test_resumed_by_the_next_call(server: FileServer, tmp_path: Path) -> None:
         download(server.url + "/f.pth", tmp_path / "f.pth")
     assert not (tmp_path / "f.pth").exists()
     assert download(server.url + "/f.pth", tmp_path / "f.pth") == SHA
-    assert server.requests[-1][2]["Range"] == "bytes=65536-"
+    assert server.requests[-1][2]["Range"] == "bytes=100000-"
 
 
 def test_no_resumption_of_a_changed_file(server: FileServer, tmp_path: Path) -> None:
@@ -739,23 +739,6 @@ def test_no_network_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
         assert part in str(caught.value)
 
 
-def test_hanging_name_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ZOO_HUB_ORG", "someone")
-    over = threading.Event()
-
-    def hang(*args: object, **kwargs: object) -> None:
-        over.wait(20)
-        raise OSError("the test is over")
-
-    monkeypatch.setattr(socket, "getaddrinfo", hang)
-    use_hub(monkeypatch, "https://huggingface.invalid")
-    start = time.monotonic()
-    with pytest.raises(WeightsUnavailableError, match="no answer within 2 s"):
-        fetch(variant_of(Source("url", "https://naverlabs.invalid/CroCo.pth")), convert)
-    assert time.monotonic() - start < 5.0
-    over.set()
-
-
 def test_variant_without_weights(no_network: None) -> None:
     with pytest.raises(WeightsUnavailableError, match="no published weights. Use pretrained=False"):
         fetch(variant_of(), convert)
@@ -813,7 +796,7 @@ def test_hub_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         with pytest.raises(CorruptWeightsError, match="isn't the expected file"):
             fetch(variant, convert)
         # Nothing there: in the message, not as huggingface_hub's own error.
-        with pytest.raises(WeightsUnavailableError, match="Hub someone/other.tag: "):
+        with pytest.raises(WeightsUnavailableError, match="someone/other.tag can't be had from the Hub"):
             fetch(variant_of(name="other"), convert)
 
 
@@ -834,57 +817,3 @@ def test_pinned_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = fetch(variant_of(), convert)
         assert source_of(path)["source"]["location"] == f"we/them/w.safetensors@{revision}"
         assert sum(method == "GET" for method, _, _ in server.requests) == 1
-
-
-# -------------------------------------------------------------------------------------------- processes
-
-FETCH = """
-import os, sys, time
-from checkpoints import convert, variant_of
-from zoo.catalog import Source
-from zoo.weights import fetch
-{setup}
-for _ in range({processes} - 1):  # one import of torch for all
-    if os.fork() == 0:
-        break
-path = fetch(variant_of(Source("url", sys.argv[1])), convert)
-os.write(1, f"{{path}}\\n".encode())  # in one piece
-"""
-STOP_WHILE_SAVING = """
-from zoo.weights import files
-def stop(descriptor):
-    print("saving", flush=True)
-    time.sleep(60)
-def save(tensors, path, metadata, whole=files.save_safetensors):
-    files.os.fsync = stop
-    whole(tensors, path, metadata)
-files.save_safetensors = save
-"""
-
-
-def start_fetch(url: str, processes: int = 1, setup: str = "") -> subprocess.Popen[str]:
-    paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    script = FETCH.format(setup=setup, processes=processes)
-    return subprocess.Popen([sys.executable, "-c", script, url], env=environment, stdout=subprocess.PIPE, text=True)
-
-
-def test_processes_share_one_download(checkpoint_server: FileServer) -> None:
-    checkpoint_server.faults = [Reply(pause=0.3)]
-    process = start_fetch(checkpoint_server.url + "/CroCo.pth", processes=4)
-    answers = process.communicate()[0].split()  # until all four have closed their output
-    assert answers == [str(cached_path(variant_of()))] * 4
-    assert checkpoint_server.gets("/CroCo.pth") == 1
-
-
-def test_killed_while_saving(checkpoint_server: FileServer) -> None:
-    url = checkpoint_server.url + "/CroCo.pth"
-    process = start_fetch(url, setup=STOP_WHILE_SAVING)
-    assert process.stdout is not None and process.stdout.readline() == "saving\n"
-    process.kill()
-    process.communicate()
-    path = cached_path(variant_of())
-    assert not path.exists() and list(cache_dir().glob(".*.tmp"))
-    assert fetch(variant_of(Source("url", url)), convert) == path
-    assert not list(cache_dir().glob(".*.tmp")) and verify(path)[0].problem is None
-    assert checkpoint_server.gets("/CroCo.pth") == 1

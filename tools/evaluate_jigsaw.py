@@ -39,7 +39,7 @@ MEASURES: dict[str, tuple[str, Callable[[Any, dict[str, Tensor]], Tensor], Calla
     "jigsaw": (
         "permutation_accuracy",
         lambda objective, batch: objective(batch)["accuracy"],
-        lambda objective: 1 / len(objective.transform.permutations),
+        lambda objective: 1 / len(objective.permutations),
         lambda chance: 10 * chance,
     ),
     "jigsaw_clustering": (

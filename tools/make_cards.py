@@ -28,6 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's zoo
 
 import zoo  # noqa: F401  (registers the models)
 from zoo.catalog import VARIANTS, Variant
+from zoo.models._masked import MaskedAutoencoder
+from zoo.models.itpn import ITPNClip
+from zoo.models.resnet import JigsawClusteringModel, JigsawModel
 from zoo.pretrain.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,7 +49,6 @@ LICENSES = {
         "the [MIT license](https://opensource.org/license/mit). You may use, share and change them, commercially too, "
         "as long as the license's text stays with them."
     ),
-    "unknown": "no license that their authors name. Ask them before you share these weights or build on them.",
     "Apache-2.0": (
         "[Apache-2.0](https://www.apache.org/licenses/LICENSE-2.0). You may use, share and change them, "
         "commercially too, as long as the license and its notices stay with them."
@@ -77,17 +79,17 @@ FAMILIES = {
         "main one, pretrained to predict the tokens of a CLIP teacher at hidden patches."
     ),
     "pirl": (
-        "PIRL trains a plain ResNet, timm's own, to embed an image and a jigsaw of its patches alike, and unlike all "
-        "other images, which a memory bank stands for: so the features keep what an image shows and forget how it was "
-        "cut up."
-    ),
-    "jigsaw": (
-        "Jigsaw trains a plain ResNet, timm's own, to tell in which of a fixed set of orders it is given an image's "
-        "nine patches: so it learns how the parts of things lie to each other."
+        "PIRL trains a plain ResNet, timm's own, to embed an image and a jigsaw of its patches alike, and unlike the "
+        "other images of the data, which a memory bank holds."
     ),
     "jigclu": (
-        "Jigsaw Clustering trains a plain ResNet, timm's own, on montages of quarters of different images: it tells "
-        "which quarters come from one image and where each one stood, from a single batch without a second view."
+        "Jigsaw Clustering cuts every image of a batch into overlapping quarters, shuffles all of them and tiles them "
+        "into montages. A plain ResNet, timm's own, sees only these and learns to tell which quarters came from one "
+        "image, and where each one stood."
+    ),
+    "jigsaw": (
+        "Jigsaw shuffles nine patches of an image by one of a fixed set of permutations; a plain ResNet, timm's own, "
+        "learns to tell by which."
     ),
 }
 """What a newcomer should know of a family."""
@@ -154,6 +156,14 @@ CLAIMS = {
     "matches_views": "It makes use of the second image by finding what corresponds to what",
 }
 """What tools/evaluate_pairs.py calls its rows, its matches and the claims of its verdict."""
+
+
+OWN_TASKS = {
+    "own_image_nearest": "Jigsaws whose nearest vector in the whole bank is their own image's",
+    "permutation_accuracy": "Permutations found",
+    "location_accuracy": "Quarters whose place is found",
+}
+"""What tools/evaluate_jigsaw.py measures."""
 
 
 class CardError(Exception):
@@ -276,20 +286,45 @@ deepest = backbone(torch.rand(1, 3, *size))[-1]  # {_shape(maps[-1])}"""
 
 def _sized(variant: Variant) -> bool:
     """Whether a model is made for one input size; plain convolutional ones take any."""
-    return timm.get_pretrained_cfg(variant.name).fixed_input_size
+    return variant.family not in ("pirl", "jigclu", "jigsaw")
 
 
 def _pretraining_lines(variant: Variant, weights: str) -> str:
-    shape, model = ", ".join(map(str, variant.input_size)), _model(variant.name)
-    if not hasattr(model, "complete"):  # the jigsaw families
-        features = model.encoder(torch.empty(1, *variant.input_size, device="meta"))
-        return f"""model = timm.create_model(name{weights}).eval()
-{_image_lines(variant, "photo")}
-with torch.inference_mode():
-    features = model.encoder(photo)  # {_shape(features)}: what the heads of the pretext task are put on"""
-    return f"""model = timm.create_model(name{weights}).eval()
-{_image_lines(variant, "photo")}
-image = model.complete(photo, mask_ratio=0.75).image  # 1, {shape}: the photo, hidden patches predicted"""
+    model, shape = _model(variant.name), ", ".join(map(str, variant.input_size))
+    image = torch.empty(1, *variant.input_size, device="meta")
+    lines = [f"model = timm.create_model(name{weights}).eval()", _image_lines(variant, "photo")]
+    if isinstance(model, MaskedAutoencoder):
+        lines.append(
+            f"image = model.complete(photo, mask_ratio=0.75).image  # 1, {shape}: the photo, hidden patches predicted"
+        )
+    elif isinstance(model, ITPNClip):
+        rows, columns = model.encoder.grid_size
+        lines += [
+            f"mask = torch.rand(1, {rows * columns}) < 0.4  # the patches that it is not to see",
+            "with torch.inference_mode():",
+            f"    tokens, auxiliary = model(photo, mask)  # 1, {rows * columns}, {model.head.out_features} both: the "
+            "teacher's tokens, as predicted",
+        ]
+    elif isinstance(model, JigsawModel):
+        side = variant.input_size[1] // 3
+        cut = f"photo.unfold(2, {side}, {side}).unfold(3, {side}, {side}).flatten(2, 3).transpose(1, 2)"
+        lines += [
+            f"patches = {cut}  # 1, 9, 3, {side}, {side}",
+            "with torch.inference_mode():",
+            f"    scores = model(patches)  # 1, {model.permutations}: of the orders that the patches may be in",
+        ]
+    elif isinstance(model, JigsawClusteringModel):
+        with torch.no_grad():
+            vectors, places = model(image)
+        lines += [
+            "with torch.inference_mode():",
+            f"    vectors, places = model(photo)  # of a montage's quarters: {_shape(vectors)} and {_shape(places)}",
+        ]
+    else:
+        with torch.no_grad():
+            embedding = _shape(model(image))
+        lines += ["with torch.inference_mode():", f"    vector = model(photo)  # {embedding}: the image's embedding"]
+    return "\n".join(lines)
 
 
 def _pair_lines(variant: Variant, weights: str) -> str:
@@ -354,15 +389,23 @@ def facts(variant: Variant) -> str:
 def license_and_source(variant: Variant) -> str:
     if not variant.sources:
         return "## License\n\nThe code is under Apache-2.0; there are no weights to be licensed."
-    text = f"## License and source of the weights\n\nThe weights are under {LICENSES[variant.license]}"
+    text = "## License and source of the weights\n\n"
+    if variant.license == "unknown":
+        text += "Their authors state no license for the weights: ask them before you share these or build on them."
+    else:
+        text += f"The weights are under {LICENSES[variant.license]}"
     if variant.license != "Apache-2.0":
         text += " The zoo's code is under Apache-2.0, which does not extend to these weights."
     source = variant.sources[0]
     if source.kind == "package":
         return f"{text}\n\nThey are inside the package, as `zoo/weights/bundled/{source.location}`."
-    part = " Its encoder is used." if variant.form == "encoder" else ""
+    part = " Its encoder is used." if _whole_of(variant) else ""
+    where = source.location
+    if source.kind == "gdrive":
+        where = f"https://drive.google.com/file/d/{source.location}"
+        part += " Downloads from Google Drive need `pip install 'pretext-zoo[drive]'`."
     return (
-        f"{text}\n\nThey come from the authors' checkpoint, <{source.location}>, a PyTorch pickle.{part} The zoo reads "
+        f"{text}\n\nThey come from the authors' checkpoint, <{where}>, a PyTorch pickle.{part} The zoo reads "
         "it without running any code in it, checks every key and shape, and keeps the result in its cache as "
         "safetensors under its own names. The file's SHA-256 is recorded at the first download, and a later "
         "one must have the same. On machines without network, name a folder that holds "
@@ -395,7 +438,7 @@ def _recipe_table(recipe: Recipe) -> str:
     rows = {
         "Objective": _words(recipe.objective),
         "Data": _words(recipe.data),
-        "Batch": f"{recipe.batch_size} {'pairs' if recipe.objective['name'] == 'cross_view_completion' else 'images'}",
+        "Batch": f"{recipe.batch_size} {_samples(recipe)}",
         "Optimizer": f"{optimizer.name}, {how}, weight decay {optimizer.weight_decay:g}, peak learning rate "
         f"{recipe.learning_rate():g}",
         "Schedule": f"{plan.warmup:g} {plan.unit} of linear warm-up, cosine over {plan.length:g} {plan.unit}{stop}",
@@ -414,35 +457,69 @@ def measured(variant: Variant) -> str:
     """How weights of the package were trained and what they do, from the files beside them; "" for other weights."""
     sources = [source for source in variant.sources if source.kind == "package"]
     if not sources:
-        return ""
+        return _small_run(variant)
     if (whole := _whole_of(variant)) is not None:
         name = whole.name
         return f"How these weights came about, and what they were measured to do, is on [{name}]({name}.md)'s card."
     weights = BUNDLED / sources[0].location
-    parts = [_training_run(variant, weights), _evaluation(weights)]
-    pictures = sorted((CARDS / variant.architecture).glob("*.png"))
-    parts += [f"![{path.stem.replace('_', ' ')}]({path.parent.name}/{path.name})" for path in pictures]
-    return "\n\n".join(parts)
+    run = _training_run(variant, weights.with_suffix(".training.json"))
+    parts = [f"## The run that made these weights\n\n{run}", _evaluation(weights)]
+    return "\n\n".join([*parts, *_pictures(variant)])
 
 
-def _training_run(variant: Variant, weights: Path) -> str:
+def _pictures(variant: Variant) -> list[str]:
+    paths = sorted((CARDS / variant.architecture).glob("*.png"))
+    return [f"![{path.stem.replace('_', ' ')}]({path.parent.name}/{path.name})" for path in paths]
+
+
+def _small_run(variant: Variant) -> str:
+    """What tools/record_run.py has put into the card's folder: how a run of the recipe went, and pictures."""
+    folder = CARDS / variant.architecture
+    record, parts = folder / "training.json", _pictures(variant)
+    if record.exists():
+        parts.insert(0, f"{_training_run(variant, record)}\n\nThe weights are not kept; the command makes them again.")
+        if (evaluation := folder / "evaluation.json").exists():
+            parts.insert(1, _own_task(evaluation))
+        title = "A run of the recipe"
+    else:
+        title = "What it sees"
+    return "\n\n".join([f"## {title}", *parts]) if parts else ""
+
+
+def _training_run(variant: Variant, record: Path) -> str:
     recipe = load_recipe(variant.recipe)
     steps = int(recipe.schedule.stop or recipe.schedule.length)
     samples = steps * recipe.batch_size
-    with _record(weights.with_suffix(".training.json")) as run:
+    with _record(record) as run:
         if (run["recipe"], run["seed"], run["steps"], run["samples"]) != (recipe.name, recipe.seed, steps, samples):
             raise CardError(
                 f"it describes another run than the recipe {recipe.name}, which takes {steps} steps and {samples} "
                 f"samples with seed {recipe.seed}; record the run that made the weights"
             )
+        time = f"{run['hours']:.1f} hours" if run["hours"] >= 1 else f"{60 * run['hours']:.0f} minutes"
         rows = {
-            "Length": f"{steps:,} steps, {samples:,} pairs, {run['hours']:.1f} hours",
+            "Length": f"{steps:,} steps, {samples:,} {_samples(recipe)}, {time}",
             "Where and when": f"{run['machine']}, torch {run['torch']}, {run['date']}",
             "Seed": run["seed"],
             "Loss when first logged": ", ".join(f"{loss:.4f}" for loss in run["first_losses"]),
             "Loss at the end": f"{run['final_loss']:.4f}",
         }
-        return f"## The run that made these weights\n\n```bash\n{run['command']}\n```\n\n{_table(rows)}"
+        return f"```bash\n{run['command']}\n```\n\n{_table(rows)}"
+
+
+def _samples(recipe: Recipe) -> str:
+    return "pairs" if recipe.objective["name"] == "cross_view_completion" else "images"
+
+
+def _own_task(path: Path) -> str:
+    """The figure that tools/evaluate_jigsaw.py measured of a run."""
+    with _record(path) as result:
+        figure = next(name for name in OWN_TASKS if name in result)
+        return (
+            f"{OWN_TASKS[figure]}: **{result[figure]:.1%}** of {result['samples']:,} (chance: {result['chance']:.2%}; "
+            f"the bar: {result['bar']}; {'held' if result['holds'] else 'missed'}). Measured by "
+            f"tools/evaluate_jigsaw.py on {result['date']}, images: {result['images']}."
+        )
 
 
 def _evaluation(weights: Path) -> str:
@@ -546,7 +623,7 @@ def published(variant: Variant) -> str:
 
 def limits(variant: Variant) -> str:
     points = []
-    if variant.form == "encoder":
+    if (variant.family, variant.form) == ("croco", "encoder"):
         points.append(
             "It was trained for geometry, not for categories: for classification or retrieval, start from another "
             "backbone."
@@ -561,13 +638,13 @@ def limits(variant: Variant) -> str:
             "It does one task, on images like those that it was fine-tuned on; the authors fine-tuned it further for "
             "some benchmarks, with weights that are not in the zoo."
         )
-    if any(source.kind == "url" for source in variant.sources):
+    if any(source.kind in ("url", "gdrive") for source in variant.sources):
         points.append(
             "Nobody could download this file where the zoo was made. The conversion fits all of the reference's key "
             "names and shapes, and small models with random weights give what the reference's code gave "
             "(tests/golden); with these weights themselves, no figure was measured again."
         )
-    return "## Limits\n\n" + "\n".join(f"- {point}" for point in points)
+    return "## Limits\n\n" + "\n".join(f"- {point}" for point in points) if points else ""
 
 
 def citation(variant: Variant) -> str:

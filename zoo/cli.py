@@ -20,7 +20,14 @@ import typer
 
 from zoo import __version__
 from zoo.catalog import DEFAULT_PAIR, VARIANTS, Source, Variant
-from zoo.errors import CorruptWeightsError, ImageError, RecipeError, UnknownVariantError, ZooError
+from zoo.errors import (
+    CorruptWeightsError,
+    ImageError,
+    RecipeError,
+    UnknownVariantError,
+    WeightsUnavailableError,
+    ZooError,
+)
 from zoo.lookup import find_variant
 
 if TYPE_CHECKING:
@@ -368,8 +375,7 @@ def convert(
     model: Any = timm.create_model(entry.architecture, device="meta")
     loaded = weights.read_checkpoint(checkpoint)
     state = model.convert(loaded)
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    weights.check_state(state, expected, name=entry.name, path=checkpoint)
+    weights.check_state(state, model.state_dict(), name=entry.name, path=checkpoint)
     weights.save_safetensors(state, output, {"format": "pt", "variant": entry.name})
     digest = files.sha256(checkpoint, progress=True)
     files.write_record(
@@ -446,6 +452,51 @@ def verify(
         print("No weights of these variants are on this machine.")
     if bad := sum(result.problem is not None for result in results.values()):
         raise CorruptWeightsError(f"{bad} of {len(results)} weights files failed the check; see above what to do.")
+
+
+@app.command()
+def mirror(
+    folder: Annotated[Path, typer.Argument(help="The folder to fill.", file_okay=False)],
+    pattern: Annotated[
+        str, typer.Option("--filter", help="Only variants like this, with * and ? as in a shell.")
+    ] = "*",
+    workers: Annotated[int, typer.Option(min=1, help="Checkpoints at a time.")] = 4,
+) -> None:
+    """Put the weights of all variants into a folder.
+
+    ZOO_WEIGHTS=FOLDER then serves them where there is no network. The same command goes on with a mirror that was
+    stopped. What is on its way lies in the cache: with ZOO_CACHE on the same disk, files are shared, not copied.
+
+    Example: zoo mirror /data/zoo --filter 'croco*'
+    """
+    from fnmatch import fnmatchcase
+
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from zoo.models import fetch
+    from zoo.weights.mirror import mirror as fill
+
+    chosen = [variant for variant in VARIANTS if variant.tag and fnmatchcase(variant.name, pattern)]
+    if not chosen:
+        raise UnknownVariantError(f"No variant with weights is like '{pattern}'; `zoo list` prints all of them.")
+    missing = []
+    with (
+        logging_redirect_tqdm([logging.getLogger("zoo")]),
+        tqdm(total=len(chosen), desc=str(folder), unit="variant", disable=None) as bar,
+    ):
+        for result in fill(folder, chosen, fetch, workers=workers):
+            if result.problem is None:
+                tqdm.write(f"ok        {result.path}")
+            else:
+                missing.append(result.problem)
+            bar.update()
+    for problem in missing:
+        print(f"MISSING   {problem}")
+    got = f"{len(chosen) - len(missing)} of {len(chosen)} variants are in {folder}"
+    if missing:
+        raise WeightsUnavailableError(f"{got}; see above why not all. The same command tries the others again.")
+    print(f"{got}; use them with ZOO_WEIGHTS={folder.resolve()}")
 
 
 # --------------------------------------------------------------------------------------------- publishing

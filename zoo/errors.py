@@ -33,6 +33,10 @@ class CorruptWeightsError(ZooError, OSError):
     """A weights file that is damaged, incomplete or not what its record says."""
 
 
+class StorageError(ZooError, OSError):
+    """A file or folder that can't be written: a full disk, a missing permission."""
+
+
 class ImageError(ZooError, ValueError):
     """An image that can't be read or whose size the model can't take."""
 

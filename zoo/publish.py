@@ -10,9 +10,8 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,6 @@ from zoo import __version__, pictures
 from zoo.catalog import Metric, Variant
 from zoo.demo import stereo_pair
 from zoo.errors import DataError, PublishError, UnknownVariantError
-from zoo.layers.masking import num_hidden, random_mask
 from zoo.lookup import find_variant
 from zoo.models import Ancestor, ZooModel
 from zoo.models._masked import PatchPredictor
@@ -69,12 +67,17 @@ _PICTURE_PATCHES = 32  # rows and columns of the features' picture
 
 @dataclass(frozen=True)
 class Run:
-    """A training run, finished or not. rows: of its log. steps: how many the weights have seen."""
+    """A training run, finished or not. rows: of its log. steps: how many the weights have seen.
+
+    classes: names of a classifier's. metrics: of the validation at the end.
+    """
 
     recipe: Recipe
     rows: list[dict[str, Any]]
     steps: int
     finished: bool
+    classes: tuple[str, ...] = ()
+    metrics: tuple[Metric, ...] = ()
 
 
 def push_to_hub(
@@ -128,7 +131,7 @@ def export_model(
     variant = _variant_of(model)
     assert isinstance(model, ZooModel)
     license = choose_license(license, model.ancestor)
-    write_weights(model, folder, license)
+    write_weights(model, folder, license, classes=run.classes if run else ())
     loaded = check_loads_back(folder, model)
     if run is not None:
         _write_recipe(run.recipe, folder / RECIPE)
@@ -158,7 +161,9 @@ def export_run(
     if (run / HUB_FILENAME).is_file():
         about = _metadata(run / HUB_FILENAME)
         model = _model_of_run(recipe, run / HUB_FILENAME)
-        state = Run(recipe, rows, int(about["steps"]), finished=True)
+        results = files.read_json(run / "results.json") or {}
+        classes, metrics = tuple(results.get("classes", ())), _figures(recipe, results)
+        state = Run(recipe, rows, int(about["steps"]), True, classes, metrics)
     elif (run / "checkpoint.safetensors").is_file():
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / HUB_FILENAME
@@ -167,7 +172,17 @@ def export_run(
         state = Run(recipe, [row for row in rows if row["step"] <= steps], steps, finished=False)
     else:
         raise PublishError(f"The run in {run} has saved no weights yet; let it reach its first checkpoint.")
-    return export_model(model, folder, repo, license=license, datasets=datasets, run=state)
+    return export_model(model, folder, repo, license=license, datasets=datasets, metrics=state.metrics, run=state)
+
+
+def _figures(recipe: Recipe, results: dict[str, Any]) -> tuple[Metric, ...]:
+    data = {**recipe.data, **recipe.validation}
+    name = Path(str(data.get("path") or data.get("source"))).name
+    return tuple(
+        Metric("image classification", name, key.removeprefix("validation_"), value, "held-out images", "zoo train")
+        for key, value in results.items()
+        if key.startswith("validation_")
+    )
 
 
 def _take_weights(checkpoint: Path, path: Path, recipe: Recipe) -> int:
@@ -188,12 +203,13 @@ def _model_of_run(recipe: Recipe, weights: Path) -> nn.Module:
             "not load back; train one of `zoo list --form binocular`."
         )
     args = dict(recipe.model_args)
-    started_from = args.pop("pretrained", False)
+    started_from = recipe.init or (recipe.model if args.pop("pretrained", False) else None)
     overlay = {**args.pop("pretrained_cfg_overlay", {}), "file": str(weights)}
     model: Any = timm.create_model(recipe.model, pretrained=True, pretrained_cfg_overlay=overlay, **args).eval()
-    if started_from and model.ancestor is None:  # a run from before these were recorded
-        variant = find_variant(recipe.model)
-        model.ancestor = Ancestor(variant.name, variant.license.lower())
+    if started_from and model.ancestor is None:  # a run from before these were recorded, or weights of the package
+        with suppress(UnknownVariantError):  # files and runs say themselves what they come from
+            variant = find_variant(started_from)
+            model.ancestor = Ancestor(variant.name, variant.license.lower())
     return model
 
 
@@ -229,8 +245,12 @@ def choose_license(claimed: str | None, ancestor: Ancestor | None) -> str:
     return inherited
 
 
-def write_weights(model: ZooModel, folder: Path, license: str, variant: Variant | None = None) -> None:
-    """Write model.safetensors and timm's config.json. variant: the published one that this is, if it is one.
+def write_weights(
+    model: ZooModel, folder: Path, license: str, variant: Variant | None = None, classes: Sequence[str] = ()
+) -> None:
+    """Write model.safetensors and timm's config.json.
+
+    variant: the published one that this is, if it is one. classes: names for a classifier's outputs.
 
     Raises PublishError for weights that are not finite, and for arguments that JSON can't hold.
     """
@@ -244,8 +264,8 @@ def write_weights(model: ZooModel, folder: Path, license: str, variant: Variant 
     save_safetensors(state, folder / HUB_FILENAME, about)
     path = folder / CONFIG
     try:
-        features = getattr(model, "num_features", None) or model.encoder.num_features  # type: ignore[union-attr]
-        save_config_for_hf(model, str(path), model_config={"num_features": features})
+        labels = dict(label_names=list(classes)) if len(classes) == model.num_classes else {}
+        save_config_for_hf(model, str(path), model_config=labels)
     except ValueError as error:  # timm's sentence
         raise PublishError(f"This model would not load back: {error} Make it again with plain arguments.") from error
     config = json.loads(path.read_text("utf-8"))
@@ -286,6 +306,12 @@ def check_loads_back(folder: Path, model: nn.Module | None = None) -> nn.Module:
         return loaded
     like = next(model.parameters())
     loaded.to(like.device, like.dtype)
+    theirs = loaded.state_dict()
+    if changed := [key for key, value in model.state_dict().items() if not torch.equal(value, theirs[key])]:
+        raise PublishError(
+            f"This model would not load back: {changed[0]} would have other values. Publish it in the precision that "
+            "it was made in."
+        )
     training = model.training
     try:
         results = [_outputs(net.eval(), loaded) for net in (model, loaded)]
@@ -302,18 +328,19 @@ def check_loads_back(folder: Path, model: nn.Module | None = None) -> nn.Module:
 
 
 @torch.inference_mode()
-def _outputs(model: nn.Module, like: ZooModel) -> list[Tensor]:
+def _outputs(model: Any, like: ZooModel) -> list[Tensor]:
     """What a model makes of noise of `like`'s own input size: all tensors, as float32."""
     generator, form = torch.Generator().manual_seed(0), _variant_of(like).form
     images = torch.randn(2, 1, *like.pretrained_cfg["input_size"], generator=generator).to(next(model.parameters()))
     if form in ("binocular", "dense"):
-        return [tensor.float() for tensor in _tensors(model(*images))]
-    if form == "encoder":
-        return [tensor.float() for tensor in _tensors(model(images[0]))]
-    rows, columns = model.encoder.grid_of(images[0])  # type: ignore[union-attr,operator]
-    mask = random_mask(1, rows * columns, 0.75, generator).to(images.device)
-    counts = {"hidden": num_hidden(rows * columns, 0.75)} if "hidden" in signature(model.forward).parameters else {}
-    return [tensor.float() for tensor in _tensors(model(images[0], mask, **counts))]
+        output = model(*images)
+    elif form == "encoder":
+        output = model(images[0])
+    else:  # pretext tasks differ in what they take, their backbones don't
+        output = [model.encoder(images[0])]
+        if isinstance(model, PatchPredictor):
+            output.append(model.complete(images[0], generator=generator).image)  # type: ignore[operator]
+    return [tensor.float() for tensor in _tensors(output)]
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
@@ -386,10 +413,11 @@ def _example_views() -> tuple[Any, Any]:
 
 
 def _write_recipe(recipe: Recipe, path: Path) -> None:
-    """The recipe as it was run, with the data's folders by their last names: the rest is nobody's business."""
+    """The recipe as it was run, with files and folders by their last names: the rest is nobody's business."""
     settings = json.loads(json.dumps(recipe.to_dict()))
-    if isinstance(where := settings["data"].get("path"), str):
-        settings["data"]["path"] = ",".join(Path(part).name for part in where.split(","))
+    for place, key in ((settings["data"], "path"), (settings["validation"], "path"), (settings, "init")):
+        if isinstance(place.get(key), str):
+            place[key] = ",".join(Path(part).name for part in place[key].split(","))
     path.write_text(yaml.safe_dump(settings), "utf-8")
 
 
@@ -459,7 +487,9 @@ def make_card(
         rows = [f"| {m.task} | {m.dataset} | {m.name} | {m.value:g} | {m.conditions} | {m.source} |" for m in metrics]
         head = "| Task | Data | Measure | Value | Conditions | Source |\n| --- | --- | --- | ---: | --- | --- |"
         sections.append("## Figures\n\n" + "\n".join((head, *rows)))
-    origin = f" They started from {ancestor.name} ({ancestor.license})." if ancestor else " They started at random."
+    origin = f" They started from {ancestor.name} ({ancestor.license})." if ancestor else ""
+    if run is not None and not (ancestor or run.recipe.init):
+        origin = " They started at random."
     sections.append(
         f"## License and origin\n\nThe weights are under {license}.{origin} `sha256sum -c {SUMS}` checks the files."
     )

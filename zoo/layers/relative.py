@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 class Relative(NamedTuple):
     """How the tables of `RelativeBias` are read on one grid.
 
-    offsets: the number of the offset for each query and key, (N, N), or (B, n, n) where every sample has its own patches.
+    offsets: number of the offset of each query and key, (N, N), or (B, n, n) where every sample has its own patches.
     resample: two matrices, of rows and of columns, that bring a table to the grid, if it was learned on another.
     """
 

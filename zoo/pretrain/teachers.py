@@ -116,5 +116,5 @@ def make_teacher(name: str, grid: Grid, reference_range: bool = False) -> Teache
         model, weights = model.rsplit("/", 1)
         return OpenClipTeacher(model, grid, weights, reference_range)
     raise RecipeError(
-        f"The teacher '{name}' is unknown; write timm:MODEL, or open_clip:MODEL/WEIGHTS as in open_clip:ViT-B-16/openai."
+        f"The teacher '{name}' is unknown; write timm:MODEL, or open_clip:MODEL/WEIGHTS like open_clip:ViT-B-16/openai."
     )

@@ -12,13 +12,16 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import requests
+import urllib3
 from tqdm import tqdm
 
-from zoo.errors import CorruptWeightsError, DownloadError
+from zoo.errors import CorruptWeightsError, DownloadError, StorageError, WeightsUnavailableError, ZooError
 from zoo.weights.files import read_json, sha256, write_json
 
 # Seconds.
@@ -29,11 +32,16 @@ BACKOFF = 1.0  # before the second try, doubled before each further one
 MAX_BACKOFF = 30.0
 MAX_RETRY_AFTER = 60.0
 
+# A timeout holds for each read alone: a byte a second would keep a transfer alive for years.
+MIN_SPEED = 1024.0  # bytes a second
+WINDOW = 30.0  # seconds over which it is measured
+DRIVE_WINDOW = 120.0  # seconds in which something of a file on Google Drive must arrive
+
 FIRST_TRIES = 2  # while the server has not sent anything
 TRIES = 5  # in a row without progress, once it has
 
-_CHUNK = 1 << 16  # what a broken connection may lose
-_BUSY = (408, 425, 429, 500, 502, 503, 504)
+_BUSY = (408, 425, 429, 500, 502, 503, 504)  # what may pass
+_CHUNK = 1 << 16
 _HINT = "Check the network, or get the file elsewhere and put it into the folder that ZOO_WEIGHTS names."
 
 
@@ -45,6 +53,26 @@ class _Retry(Exception):
         self.after = after
 
 
+class Pace:
+    """Keeps the time of a transfer; `add` what arrives. Raises SlowTransfer when that is less than MIN_SPEED."""
+
+    def __init__(self) -> None:
+        self.since, self.received = time.monotonic(), 0
+
+    def add(self, size: int) -> None:
+        self.received += size
+        elapsed = time.monotonic() - self.since
+        if elapsed < WINDOW:
+            return
+        if self.received < MIN_SPEED * elapsed:
+            raise SlowTransfer(f"less than {MIN_SPEED / 1024:g} kB a second arrived")
+        self.since, self.received = time.monotonic(), 0
+
+
+class SlowTransfer(Exception):
+    """A server that is as good as dead, though it sends a byte now and then."""
+
+
 def download(url: str, path: Path, *, expected_sha256: str | None = None, progress: bool = True) -> str:
     """Download `url` to `path` and return its SHA-256, in hexadecimal.
 
@@ -53,32 +81,73 @@ def download(url: str, path: Path, *, expected_sha256: str | None = None, progre
     path.
 
     Raises DownloadError when the server can't be reached or doesn't have the file, when it sends a web page,
-    or when the file isn't the expected one.
+    or when the file isn't the expected one; StorageError when the file can't be written.
     """
     check_reachable(url)
     part = path.with_name(path.name + ".part")
-    try:
+    with _saving(url, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _transfer_with_retries(url, part, progress)
-        _refuse_web_page(url, part)
-        digest = sha256(part, progress)
-        if expected_sha256 is not None and digest != expected_sha256:
-            _discard(part)
-            raise DownloadError(
-                f"{url} isn't the file that was expected: its SHA-256 is {digest} instead of "
-                f"{expected_sha256}. Try again; if that keeps happening, the file was replaced on the server "
-                "and shouldn't be used."
-            )
-        os.replace(part, path)
-        _state_path(part).unlink(missing_ok=True)
-    except OSError as error:
-        if isinstance(error, (DownloadError, CorruptWeightsError)):
-            raise
-        raise DownloadError(
-            f"{url} can't be saved to {path} ({error.strerror or error}). Free some space or set ZOO_CACHE "
-            "to another folder."
+        return _accept(url, part, path, expected_sha256, progress)
+
+
+def download_from_drive(file_id: str, path: Path, *, expected_sha256: str | None = None, progress: bool = True) -> str:
+    """`download` for a public file on Google Drive, through the package gdown; resumed by the next call too.
+
+    Raises WeightsUnavailableError without gdown, and what `download` raises.
+    """
+    link = f"https://drive.google.com/file/d/{file_id}"
+    by_hand = "in a browser, save the file and convert it with `zoo convert`"
+    try:
+        import gdown
+        from gdown.exceptions import DownloadCancelled, FileURLRetrievalError
+        from gdown.exceptions import DownloadError as TransferError
+    except ImportError as error:
+        raise WeightsUnavailableError(
+            "gdown 6.5 or later is not installed; get it with pip install 'pretext-zoo[drive]', or open "
+            f"{link} {by_hand}."
         ) from error
-    return digest
+    check_reachable(link)
+    part = path.with_name(path.name + ".part")
+    received, stalled, over = 0, threading.Event(), threading.Event()
+
+    def show(size: int, total: int | None) -> None:  # gdown calls it for every 512 kB
+        nonlocal received
+        received, bar.total = size, total
+        bar.update(size - bar.n)
+
+    def watch() -> None:
+        before = -1
+        while not over.wait(DRIVE_WINDOW):
+            if received == before:
+                stalled.set()
+            before = received
+
+    with _saving(link, path), _bar(path.name, progress) as bar:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        threading.Thread(target=watch, daemon=True).start()
+        try:
+            gdown.download(
+                id=file_id,
+                output=str(part),
+                quiet=True,
+                resume=True,
+                progress=show,
+                timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
+                retries=TRIES,
+                cancel=stalled,
+            )
+        except FileURLRetrievalError as error:
+            raise DownloadError(
+                f"Google Drive shows a page instead of the file, about a quota or a login: open {link} {by_hand}. "
+                f"The page says: {' '.join(str(error).split())}"
+            ) from error
+        except (TransferError, DownloadCancelled, requests.RequestException) as error:
+            reason = "too slow" if stalled.is_set() else " ".join(str(error).split())
+            raise DownloadError(f"{link} can't be downloaded ({reason}). {_HINT}") from error
+        finally:
+            over.set()
+        return _accept(link, part, path, expected_sha256, progress)
 
 
 def check_reachable(url: str) -> None:
@@ -129,25 +198,74 @@ def check_reachable(url: str) -> None:
     raise DownloadError(f"{host} can't be reached ({reasons[-1]}) for {url}. {_HINT}")
 
 
+@contextmanager
+def _saving(url: str, path: Path) -> Iterator[None]:
+    """Tell the user about a disk that is full or can't be written."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, ZooError):
+            raise
+        raise StorageError(
+            f"{url} can't be saved to {path} ({error.strerror or error}). Free some space or set ZOO_CACHE to another "
+            "folder."
+        ) from error
+
+
+def _accept(url: str, part: Path, path: Path, expected_sha256: str | None, progress: bool) -> str:
+    """Give a complete download its final name if it is what was expected; returns its SHA-256."""
+    _refuse_web_page(url, part)
+    digest = sha256(part, progress)
+    if expected_sha256 is not None and digest != expected_sha256:
+        _discard(part)
+        raise DownloadError(
+            f"{url} isn't the file that was expected: its SHA-256 is {digest} instead of {expected_sha256}. Try again; "
+            "if that keeps happening, the file was replaced on the server and shouldn't be used."
+        )
+    os.replace(part, path)
+    _state_path(part).unlink(missing_ok=True)
+    return digest
+
+
+def _bar(name: str, progress: bool, total: int | None = None, initial: int = 0) -> tqdm:
+    """A line of its own for each of several downloads; on a terminal only."""
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=name,
+        unit="B",
+        unit_scale=True,
+        leave=None,
+        disable=None if progress else True,
+    )
+
+
 def _transfer_with_retries(url: str, part: Path, progress: bool) -> None:
     best, _ = _resume_point(url, part)
     limit, failures = FIRST_TRIES, 0
     while True:
+        start = time.monotonic()
         try:
             _transfer(url, part, progress)
             return
         except _Retry as error:
             size = part.stat().st_size if part.exists() else 0
             # Progress starts the count anew, measured by the largest size so far: a server that always starts
-            # from the beginning and always breaks off makes none.
-            failures = 1 if size > best else failures + 1
-            if size > best or error.after is not None:
+            # from the beginning and always breaks off makes none, nor does one that trickles.
+            progressed = size - best > MIN_SPEED * (time.monotonic() - start)
+            failures = 1 if progressed else failures + 1
+            if progressed or error.after is not None:
                 limit = TRIES
             best = max(best, size)
             if failures >= limit:
                 raise DownloadError(f"{url} can't be downloaded ({error}, tried {failures} times). {_HINT}") from error
-            delay = min(BACKOFF * 2 ** (failures - 1), MAX_BACKOFF) * random.uniform(0.5, 1.0)
-            time.sleep(max(delay, min(error.after or 0.0, MAX_RETRY_AFTER)))
+            time.sleep(delay(failures, error.after or 0.0))
+
+
+def delay(failures: int, after: float) -> float:
+    """Seconds to wait before the next try; `after` is what the server asked for."""
+    own = min(BACKOFF * 2 ** (failures - 1), MAX_BACKOFF) * random.uniform(0.5, 1.0)
+    return max(own, min(after, MAX_RETRY_AFTER))
 
 
 def _transfer(url: str, part: Path, progress: bool) -> None:
@@ -164,29 +282,24 @@ def _transfer(url: str, part: Path, progress: bool) -> None:
             _check_response(url, response)
             offset, total = _extent(response, offset)
             write_json(_state_path(part), {"url": url, "validator": validator if offset else _validator(response)})
-            with (
-                part.open("r+b" if offset else "wb") as file,
-                tqdm(
-                    total=total,
-                    initial=offset,
-                    desc=part.stem,
-                    unit="B",
-                    unit_scale=True,
-                    disable=None if progress else True,
-                ) as bar,
-            ):
+            with part.open("r+b" if offset else "wb") as file, _bar(part.stem, progress, total, offset) as bar:
                 file.seek(offset)
                 file.truncate()
+                pace = Pace()
                 try:
-                    for chunk in response.iter_content(_CHUNK):
+                    # read1 gives what has arrived, where iter_content would wait for a whole chunk
+                    while chunk := response.raw.read1(_CHUNK, decode_content=True):
+                        pace.add(len(chunk))
                         file.write(chunk)
                         bar.update(len(chunk))
                 finally:
                     file.flush()
                     os.fsync(file.fileno())
                 size = file.tell()
-    except requests.RequestException as error:
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         raise _Retry(_reason(error)) from error
+    except SlowTransfer as error:
+        raise _Retry(str(error)) from error
     if total is not None and size != total:
         raise _Retry(f"{size} of {total} bytes arrived")
 
@@ -258,11 +371,11 @@ def _state_path(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
-def _reason(error: requests.RequestException) -> str:
-    if isinstance(error, requests.Timeout):
+def _reason(error: requests.RequestException | urllib3.exceptions.HTTPError) -> str:
+    if isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError)):
         return "the server stopped answering"
-    if isinstance(error, requests.exceptions.SSLError):
+    if isinstance(error, (requests.exceptions.SSLError, urllib3.exceptions.SSLError)):
         return "its certificate isn't trusted here"
-    if isinstance(error, (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)):
+    if isinstance(error, (requests.ConnectionError, urllib3.exceptions.ProtocolError)):
         return "the connection broke"
     return type(error).__name__

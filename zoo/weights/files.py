@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from zoo.errors import CorruptWeightsError
+from zoo.errors import CorruptWeightsError, StorageError, ZooError
 
 # Names of element types in safetensors headers.
 _DTYPES = {
@@ -45,7 +45,9 @@ _DTYPES = {
 }
 _ITEM_SIZES = {name: dtype.itemsize for dtype, name in _DTYPES.items()}
 
-_MAX_HEADER = 100_000_000  # the safetensors format's own limit
+# The format allows 100 MB, which could say `[[],[],...` and take 3 GB to parse; a large model's is 0.1 MB.
+_MAX_HEADER = 8_000_000
+_MAX_DIMENSIONS = 64  # torch's limit
 _CHUNK = 1 << 20
 
 
@@ -55,7 +57,7 @@ def save_safetensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: 
     safetensors' own writer orders metadata at random, so that equal contents would have different digests.
     This one sorts everything, and holds one tensor at a time.
 
-    Raises CorruptWeightsError if the file can't be written (full disk, missing permission).
+    Raises StorageError if the file can't be written (full disk, missing permission).
     """
     # Wide elements first: every tensor's data is aligned, whatever its neighbors' sizes.
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
@@ -82,7 +84,7 @@ def save_safetensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: 
 def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes the name `path` once it is written and on disk; until then it has another name.
 
-    Raises CorruptWeightsError if it can't be written; nothing is left behind then.
+    Raises StorageError if it can't be written; nothing is left behind then.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
@@ -96,9 +98,9 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        if isinstance(error, CorruptWeightsError):
+        if isinstance(error, ZooError):
             raise
-        raise CorruptWeightsError(
+        raise StorageError(
             f"{path} can't be written ({error.strerror or error}). "
             "Free some space or choose another folder (ZOO_CACHE for the cache)."
         ) from error
@@ -117,7 +119,14 @@ def sha256(path: str | Path, progress: bool = False) -> str:
     hidden = None if progress else True  # tqdm: None means hidden unless on a terminal
     with (
         path.open("rb") as file,
-        tqdm(total=path.stat().st_size, desc=f"checking {path.name}", unit="B", unit_scale=True, disable=hidden) as bar,
+        tqdm(
+            total=path.stat().st_size,
+            desc=f"checking {path.name}",
+            unit="B",
+            unit_scale=True,
+            leave=None,
+            disable=hidden,
+        ) as bar,
     ):
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
@@ -131,38 +140,65 @@ def header_digest(path: str | Path) -> str:
     Reads the header only. Raises CorruptWeightsError if the header is damaged, or if the tensors that it
     lists don't cover the rest of the file exactly.
     """
-    path = Path(path)
+    return hashlib.sha256(_read_header(Path(path))).hexdigest()
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The texts that a safetensors file carries besides its tensors. Raises CorruptWeightsError as `header_digest`."""
+    return json.loads(_read_header(Path(path))).get("__metadata__", {})
+
+
+def _read_header(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, _MAX_HEADER):
+            if size < 8 or length > size - 8:
                 raise ValueError(f"its header of {length} bytes is larger than the file")
+            if length > _MAX_HEADER:
+                raise ValueError(f"its header of {length} bytes is larger than that of any model")
             header = file.read(length)
         _check_header(header, size - 8 - length)
     except FileNotFoundError as error:
         raise CorruptWeightsError(f"{path} is missing. Get the weights again.") from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = f"an entry has no {error}" if isinstance(error, KeyError) else error
         raise CorruptWeightsError(
-            f"{path} is damaged or no safetensors file: {error}. Remove it to have it made again."
+            f"{path} is damaged or no safetensors file: {reason}. Get it again, or if it lies in the zoo's cache, "
+            "remove it to have it made again."
         ) from error
-    return hashlib.sha256(header).hexdigest()
+    return header
 
 
 def _check_header(header: bytes, data_size: int) -> None:
-    entries = json.loads(header)
-    entries.pop("__metadata__", None)
+    entries = json.loads(header.decode(), object_pairs_hook=_unique)
+    metadata = entries.pop("__metadata__", {})
+    if not all(isinstance(text, str) for text in metadata.values()):
+        raise ValueError("its metadata isn't text")
     position = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
-        start, end = entry["data_offsets"]
-        if start != position or end < start:
+        (start, end), shape = entry["data_offsets"], entry["shape"]
+        # First of all: a product of too many numbers, or of texts, can be as large as one likes.
+        if len(shape) > _MAX_DIMENSIONS or any(
+            type(number) is not int or not 0 <= number < 1 << 60 for number in (start, end, *shape)
+        ):
+            raise ValueError(f"the shape or place of {name} is impossible")
+        if start != position:
             raise ValueError(f"the data of {name} doesn't start where that before it ends")
-        item_size = _ITEM_SIZES.get(entry["dtype"])
-        if item_size is not None and end - start != math.prod(entry["shape"]) * item_size:
+        if entry["dtype"] not in _ITEM_SIZES:
+            raise ValueError(f"the type of {name} isn't known here")
+        if end - start != math.prod(shape) * _ITEM_SIZES[entry["dtype"]]:
             raise ValueError(f"the data of {name} doesn't have the size of its shape")
         position = end
     if position != data_size:
         raise ValueError(f"it should hold {position} bytes of tensors and holds {data_size}")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError("a name is there twice")  # two readers would take two different ones
+    return entries
 
 
 # --------------------------------------------------------------------------------------------- records

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from huggingface_hub import constants, errors, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants, errors, get_session, hf_hub_download, try_to_load_from_cache
 
-from zoo.errors import CorruptWeightsError, DownloadError, WeightsUnavailableError
+from zoo.errors import CorruptWeightsError, DownloadError, StorageError, WeightsUnavailableError, ZooError
 from zoo.weights import files
-from zoo.weights.download import check_reachable
+from zoo.weights.download import FIRST_TRIES, TRIES, Pace, SlowTransfer, check_reachable, delay
 
 HUB_FILENAME = "model.safetensors"  # timm's name for it
 
@@ -32,8 +37,11 @@ def hub_file(
     A commit's files never change, so one that is here needs no network. Of a branch or tag the newest is asked
     for; without network what is here is taken, and huggingface_hub's retries are spared.
 
-    Raises WeightsUnavailableError or DownloadError with what to do, CorruptWeightsError for a wrong digest.
+    Raises WeightsUnavailableError or DownloadError with what to do, CorruptWeightsError for a wrong digest,
+    StorageError if huggingface_hub's cache can't be written.
     """
+    if PurePosixPath(filename).is_absolute() or ".." in PurePosixPath(filename).parts or "\\" in filename:
+        raise WeightsUnavailableError(f"{filename} would lie outside of the repository {repo}. Don't use it.")
     try:
         known = try_to_load_from_cache(repo, filename, cache_dir, revision)
         here = Path(known) if isinstance(known, str) else None
@@ -46,27 +54,76 @@ def hub_file(
                 if here is None:
                     raise
                 return here
-        path = Path(hf_hub_download(repo, filename, revision=revision, cache_dir=cache_dir))
+        path = Path(_patiently(lambda: hf_hub_download(repo, filename, revision=revision, cache_dir=cache_dir)))
         if path != here:
-            _check_arrived(path, repo)
+            blob = path.resolve()
+            check_arrived(blob, repo, files.sha256(blob, progress=True))
         return path
-    except (DownloadError, CorruptWeightsError):
-        raise
     # The last two: what it raises for repositories' names and broken transfers.
-    except (errors.HTTPError, errors.EntryNotFoundError, OSError, ValueError, RuntimeError) as error:
+    except (errors.HTTPError, errors.EntryNotFoundError, SlowTransfer, OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, ZooError):
+            raise
         place = f"{filename} of {repo}" + (f" at {revision}" if revision else "")
+        if isinstance(error, OSError) and error.errno is not None and error.strerror:
+            raise StorageError(
+                f"{place} can't be saved to {cache_dir or constants.HF_HUB_CACHE} ({error.strerror}). "
+                "Free some space or set HF_HOME to another folder."
+            ) from error
         raise WeightsUnavailableError(f"{place} can't be had from the Hub: {explain(error, repo)}.") from error
 
 
-def _check_arrived(path: Path, repo: str) -> None:
-    """Compare a large file with its name in the cache, which is the SHA-256 that the Hub announced."""
-    blob = path.resolve()
-    if _SHA256.fullmatch(blob.name) and (digest := files.sha256(blob, progress=True)) != blob.name:
-        path.unlink(missing_ok=True)
-        blob.unlink(missing_ok=True)
+def _patiently(download: Callable[[], str]) -> str:
+    """Try again after broken transfers, which huggingface_hub does before the first byte and for some errors only."""
+    failures = 0
+    while True:
+        try:
+            with _timed():
+                return download()
+        except errors.HTTPError as error:
+            response = getattr(error, "response", None)
+            limit = FIRST_TRIES if response is None else TRIES if response.status_code >= 500 else 1
+            failures += 1
+            if failures >= limit:
+                raise
+            time.sleep(delay(failures, 0.0))
+
+
+@contextmanager
+def _timed() -> Iterator[None]:
+    """Give up on transfers of this thread that trickle: huggingface_hub's timeout holds for each read alone."""
+    thread = threading.get_ident()
+
+    def watch(response: Any) -> None:
+        if threading.get_ident() != thread:
+            return
+        iter_raw = response.iter_raw
+
+        def timed(chunk_size: int | None = None) -> Iterator[bytes]:
+            pace = Pace()
+            for chunk in iter_raw(chunk_size):
+                pace.add(len(chunk))
+                yield chunk
+
+        response.iter_raw = timed
+
+    hooks = get_session().event_hooks["response"]
+    hooks.append(watch)
+    try:
+        yield
+    finally:
+        hooks.remove(watch)
+
+
+def check_arrived(blob: Path, repo: str, digest: str) -> None:
+    """Compare a large file's SHA-256 with its name in the cache, which is what the Hub announced.
+
+    Raises CorruptWeightsError if they differ; the file is removed then.
+    """
+    if _SHA256.fullmatch(blob.name) and digest != blob.name:
+        blob.unlink()
         raise CorruptWeightsError(
-            f"{path.name} of {repo} did not arrive as the Hub announced it: its SHA-256 is {digest} instead of "
-            f"{blob.name}. Try again; if that keeps happening, something between here and the Hub changes files."
+            f"A file of {repo} is not as the Hub announced it: its SHA-256 is {digest} instead of {blob.name}. "
+            "It was removed; try again, and if that keeps happening, something between here and the Hub changes files."
         )
 
 
@@ -85,6 +142,8 @@ def explain(error: Exception, repo: str) -> str:
         return f"there is no such revision: see {page}/tree/main for those that there are"
     if isinstance(error, errors.RemoteEntryNotFoundError):
         return f"there is no such file: see {page}/tree/main for those that there are"
+    if isinstance(error, errors.FileMetadataError):
+        return f"the answer was not the Hub's: open {page} in a browser to see whether a login or portal is in between"
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set and it is not in the Hub's cache: unset it, or fetch the file once before"
     if isinstance(error, errors.HfHubHTTPError):

@@ -22,6 +22,10 @@ from zoo.errors import CorruptWeightsError, UnsafeCheckpointError
 
 # A training checkpoint of a large model has some 10^5 opcodes; an opcode makes at most a few hundred bytes.
 _MAX_OPCODES = 5_000_000
+# Functions copy what they are handed, and a pickle can hand over one large thing many times. An honest one has each
+# thing copied about once, so that all copies together have some elements more than the pickle has bytes.
+_COPIES = 100_000
+_MAX_NAME = 256  # characters of a global's name
 
 # Modules whose functions run code, reach the system or reach into objects; an honest checkpoint names none of
 # them. A module covers its submodules. The list is for the message: nothing that isn't on it is run either.
@@ -153,9 +157,13 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.size = 0  # bytes read so far
+        self.copied = 0  # characters, items and so on that were copied so far
 
     def run(self, stream: BinaryIO) -> Any:
-        for count, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
+        start = stream.tell()
+        for count, (opcode, arg, position) in enumerate(pickletools.genops(stream)):
+            self.size = (position or 0) - start
             if count >= _MAX_OPCODES:
                 raise UnsafeCheckpointError(
                     f"{self.file} holds a pickle of more than {_MAX_OPCODES} operations, which no checkpoint "
@@ -294,8 +302,8 @@ class _Machine:
             raise TypeError(f"items for a {type(target).__name__}")
 
     def resolve(self, module: Any, name: Any) -> Any:
-        if not isinstance(module, str) or not isinstance(name, str):
-            raise TypeError("a global whose name is no text")
+        if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > _MAX_NAME:
+            raise TypeError("a global whose name is no text, or a long one")
         # Protocols up to 2, torch's default among them, write many names as Python 2 had them.
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         full = f"{module}.{name}"
@@ -316,16 +324,31 @@ class _Machine:
         if not isinstance(args, tuple):
             raise TypeError("arguments that are no tuple")
         function = self.functions.get(callee.name)
-        return function(*args) if function else Placeholder(callee.name, args)
+        if function is None:
+            return Placeholder(callee.name, args)
+        self.spend(args)
+        return function(*args)
 
     def build(self, target: Any, state: Any) -> None:
         if isinstance(target, Placeholder):
+            self.spend(state if isinstance(state, tuple) else (state,))
             target.restore(state)
         elif not isinstance(target, dict):  # an OrderedDict's attributes (_metadata of a state dict) aren't needed
             raise UnsafeCheckpointError(
                 f"{self.file} tries to run code: its pickle sets the state of {_describe(target)}. "
                 "Nothing was run; don't use this file."
             )
+
+    def spend(self, values: tuple[Any, ...]) -> None:
+        """Account for copies of `values` that are about to be made."""
+        self.copied += sum(len(value) for value in values if isinstance(value, _SIZED))
+        if self.copied > self.size + _COPIES:
+            raise UnsafeCheckpointError(
+                f"{self.file} holds a pickle that would fill the memory with copies. Don't use this file."
+            )
+
+
+_SIZED = (str, bytes, bytearray, tuple, list, dict, set, frozenset)
 
 
 def _is_dangerous(full: str) -> bool:

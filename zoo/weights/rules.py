@@ -194,23 +194,28 @@ class KeyRules:
 
 def check_state(
     state: Mapping[str, Tensor],
-    expected: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, Tensor],
     *,
     name: str,
     path: str | Path,
 ) -> None:
-    """Compare names and shapes with those of the model, strictly.
+    """Compare names, shapes and kinds of numbers with those of the model, strictly; floats may be of any width.
 
-    expected: shape by name. name: the variant's. path: the file's, both for the message.
+    expected: the model's tensors. name: the variant's. path: the file's, both for the message.
     Raises CheckpointMismatchError with counts, up to 3 examples of each kind, and what the file looks like.
     """
     missing = [key for key in expected if key not in state]
     unexpected = [key for key in state if key not in expected]
     reshaped = {
-        key: (tuple(state[key].shape), tuple(shape))
-        for key, shape in expected.items()
-        if key in state and tuple(state[key].shape) != tuple(shape)
+        key: (tuple(state[key].shape), tuple(want.shape))
+        for key, want in expected.items()
+        if key in state and state[key].shape != want.shape
     }
+    retyped = [
+        f"{key}: {str(state[key].dtype).removeprefix('torch.')}"
+        for key, want in expected.items()
+        if key in state and state[key].is_floating_point() != want.is_floating_point()
+    ]
     problems = []
     if missing:
         problems.append(f"lacks {len(missing)} of {len(expected)} tensors ({_examples(missing)})")
@@ -219,6 +224,8 @@ def check_state(
     if reshaped:
         shown = [f"{key}: {list(got)} where {list(want)} is expected" for key, (got, want) in reshaped.items()]
         problems.append(f"has {len(reshaped)} of other shapes ({_examples(shown)})")
+    if retyped:
+        problems.append(f"has {len(retyped)} of other types ({_examples(retyped)})")
     if problems:
         *first, last = problems
         listed = f"{', '.join(first)} and {last}" if first else last

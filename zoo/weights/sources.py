@@ -19,20 +19,28 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor
 
-from zoo.catalog import Source, Variant
-from zoo.errors import CorruptWeightsError, DownloadError, UnsafeCheckpointError, WeightsUnavailableError
+from zoo.catalog import VARIANTS, Source, Variant
+from zoo.errors import (
+    CheckpointMismatchError,
+    CorruptWeightsError,
+    DownloadError,
+    StorageError,
+    UnsafeCheckpointError,
+    WeightsUnavailableError,
+)
 from zoo.weights import files
-from zoo.weights.download import download
-from zoo.weights.hub import HUB_FILENAME, hub_file
+from zoo.weights.download import download, download_from_drive
+from zoo.weights.hub import HUB_FILENAME, check_arrived, hub_file
 from zoo.weights.unpickle import Checkpoint, read_checkpoint
 
 _logger = logging.getLogger("zoo")
 
 BUNDLED = Path(__file__).parent / "bundled"
 LOCK_FILE = Path(__file__).parent.parent / "weights.lock.json"
+NOTICE = 1.0  # seconds of waiting for another process before the user hears of it
 
 _Convert = Callable[[Checkpoint], dict[str, Tensor]]
 
@@ -77,7 +85,7 @@ def fetch(variant: Variant, convert: _Convert, *, progress: bool = True) -> Path
             if _is_cached(variant, path):  # made by another process while this one waited
                 return path
         except CorruptWeightsError as error:
-            _logger.warning("%s. It is removed, and the weights are fetched again.", _first_sentence(error))
+            _logger.warning("%s. It is removed, and the weights are fetched again.", first_sentence(error))
             _remove(path)
         files.remove_leftovers(path)
         tried: list[str] = []
@@ -85,7 +93,8 @@ def fetch(variant: Variant, convert: _Convert, *, progress: bool = True) -> Path
             try:
                 _fetch_from(source, variant, convert, path, progress)
             except (DownloadError, WeightsUnavailableError) as error:
-                tried.append(f"{source}: {_first_sentence(error)}")
+                reason, place = first_sentence(error), str(source).split()[-1]
+                tried.append(reason if place in reason else f"{source}: {reason}")
             else:
                 _logger.info("%s: weights from %s, now in %s", variant.name, source, path)
                 return path
@@ -134,7 +143,7 @@ def verify(variant_or_path: Variant | str | Path, *, progress: bool = True) -> l
     if mirrored is not None:
         candidates.append(mirrored)
     candidates.append(cached_path(variant))
-    candidates += [_download_path(source) for source in variant.sources if source.kind == "url"]
+    candidates += [_download_path(source) for source in variant.sources if source.kind != "package"]
     return [_verify_file(path, progress) for path in candidates if path.is_file()]
 
 
@@ -167,10 +176,8 @@ def _find_provided(variant: Variant) -> Path | None:
     mirrored = _mirror_path(variant)
     if mirrored is None or not mirrored.is_file():
         return None
-    if files.record_path(mirrored).exists():
-        files.check_quick(mirrored)
-    else:
-        files.header_digest(mirrored)
+    record = files.check_quick(mirrored) if files.record_path(mirrored).exists() else files.read_metadata(mirrored)
+    _check_variant(record.get("variant"), variant, mirrored)
     _logger.info("%s: weights from ZOO_WEIGHTS, %s", variant.name, mirrored)
     return mirrored
 
@@ -185,6 +192,17 @@ def _is_cached(variant: Variant, path: Path) -> bool:
         return False
     _logger.info("%s: weights from the cache, %s", variant.name, path)
     return True
+
+
+def _check_variant(named: str | None, variant: Variant, path: Path) -> None:
+    """Refuse a file that says that it is of another variant, unless both are made from the same checkpoint."""
+    if named in (None, variant.name):
+        return
+    if any(other.name == named and set(other.sources) & set(variant.sources) for other in VARIANTS):
+        return
+    raise CheckpointMismatchError(
+        f"{path} holds the weights of {named}, not of {variant.name}. Put the right file in its place."
+    )
 
 
 def _bundled_path(source: Source) -> Path:
@@ -253,33 +271,29 @@ def _fetch_from(
         _fetch_from_hub(origin, variant, path, progress)
         return
     source = origin.source
-    if source.kind == "url":
-        downloaded, digest = _downloaded(source, progress)
-        _make(path, downloaded, variant, source, digest, convert)
-    elif source.kind == "gdrive":
-        raise WeightsUnavailableError(
-            "only by hand, from https://drive.google.com/file/d/" + source.location + ". Convert it with `zoo convert`."
-        )
-    else:
+    if source.kind == "package":
         raise WeightsUnavailableError("not in this installation. Install the package again.")
+    downloaded, digest = _downloaded(source, progress)
+    _make(path, downloaded, variant, source, digest, convert)
 
 
 def _make(path: Path, downloaded: Path, variant: Variant, source: Source, digest: str, convert: _Convert) -> None:
     """Put a downloaded file into the cache, converted unless it is in the zoo's own layout, and record it."""
-    if source.layout == "zoo":
-        _link(downloaded, path)
-    else:
-        try:
+    try:
+        if source.layout == "zoo":
+            files.header_digest(downloaded)
+            link(downloaded, path)
+        else:
             checkpoint = read_checkpoint(downloaded)
-        except (CorruptWeightsError, UnsafeCheckpointError):
-            _remove(downloaded)  # the next try shall not find the same file again
-            raise
-        files.save_safetensors(convert(checkpoint), path, {"format": "pt", "variant": variant.name})
+            files.save_safetensors(convert(checkpoint), path, {"format": "pt", "variant": variant.name})
+    except (CorruptWeightsError, UnsafeCheckpointError):
+        _remove(downloaded)  # the next try shall not find the same file again
+        raise
     files.write_record(path, variant=variant.name, kind=source.kind, location=source.location, source_sha256=digest)
 
 
 def _downloaded(source: Source, progress: bool) -> tuple[Path, str]:
-    """The file of a URL, shared by the variants made from it, and its SHA-256, which may never change."""
+    """A source's file, shared by the variants made from it, and its SHA-256, which may never change."""
     path = _download_path(source)
     with _lock(path.name):
         record = files.read_json(files.record_path(path))
@@ -287,11 +301,12 @@ def _downloaded(source: Source, progress: bool) -> tuple[Path, str]:
             try:
                 return path, _check_download(path, progress)
             except CorruptWeightsError as error:
-                _logger.warning("%s. It is downloaded again.", _first_sentence(error))
+                _logger.warning("%s. It is downloaded again.", first_sentence(error))
         expected = record.get("sha256") if record else None
-        digest = download(source.location, path, expected_sha256=expected, progress=progress)
+        get = download if source.kind == "url" else download_from_drive
+        digest = get(source.location, path, expected_sha256=expected, progress=progress)
         files.write_json(
-            files.record_path(path), {"url": source.location, "sha256": digest, "size": path.stat().st_size}
+            files.record_path(path), {source.kind: source.location, "sha256": digest, "size": path.stat().st_size}
         )
         return path, digest
 
@@ -316,6 +331,7 @@ def _check_download(path: Path, progress: bool) -> str:
 def _fetch_from_hub(hub: _HubFile, variant: Variant, path: Path, progress: bool) -> None:
     found = hub_file(hub.repo, hub.filename, hub.revision).resolve()
     digest = files.sha256(found, progress)
+    check_arrived(found, hub.repo, digest)
     seen_path = cache_dir() / "hub" / f"{variant.name}.json"
     seen = files.read_json(seen_path) or {}
     expected = hub.sha256 or (seen.get("sha256") if seen.get("repo") == hub.repo else None)
@@ -325,10 +341,10 @@ def _fetch_from_hub(hub: _HubFile, variant: Variant, path: Path, progress: bool)
             f"{hub.filename} of {hub.repo} on the Hub isn't the expected file: its SHA-256 is {digest} "
             f"instead of {expected}. {advice}"
         )
-    files.header_digest(found)
+    _check_variant(files.read_metadata(found).get("variant"), variant, found)
     if hub.sha256 is None:
         files.write_json(seen_path, {"repo": hub.repo, "filename": hub.filename, "sha256": digest})
-    _link(found, path)
+    link(found, path)
     location = f"{hub.repo}/{hub.filename}" + (f"@{hub.revision}" if hub.revision else "")
     files.write_record(path, variant=variant.name, kind="hub", location=location, source_sha256=digest)
 
@@ -343,9 +359,13 @@ def _lock(name: str) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=NOTICE)
+        except Timeout:
+            _logger.info("%s is being made by another process, which is waited for", name)
+            lock.acquire()
     except OSError as error:
-        raise WeightsUnavailableError(
+        raise StorageError(
             f"The cache folder {cache_dir()} can't be written ({error.strerror or error}). Set ZOO_CACHE to another."
         ) from error
     try:
@@ -354,21 +374,22 @@ def _lock(name: str) -> Iterator[None]:
         lock.release()
 
 
-def _link(source: Path, path: Path) -> None:
-    """Give a file a second name, so that it takes no more space; a copy where file systems can't do that."""
+def link(source: Path, path: Path) -> None:
+    """Give a file a second name, so that it takes no more space; a copy where file systems can't do that.
+
+    Raises StorageError if it can't be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
     try:
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
-        os.replace(temporary, path)
-    except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise CorruptWeightsError(
-            f"{path} can't be written ({error.strerror or error}). Free some space or set ZOO_CACHE to another folder."
-        ) from error
+        os.link(source, temporary)
+        os.replace(temporary, path)
+    except OSError:
+        with files.atomic_writer(path) as target, source.open("rb") as file:
+            shutil.copyfileobj(file, target)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _remove(path: Path) -> None:
@@ -376,5 +397,6 @@ def _remove(path: Path) -> None:
     files.record_path(path).unlink(missing_ok=True)
 
 
-def _first_sentence(error: Exception) -> str:
+def first_sentence(error: Exception) -> str:
+    """What is wrong, without what to do."""
     return str(error).partition(". ")[0].removesuffix(".")

@@ -35,6 +35,8 @@ _LEGACY_PROTOCOL = 1001
 # A broadcast tensor may be larger than what is stored of it, up to this many elements.
 _MAX_BROADCAST = 1 << 20
 
+_MAX_BRANCH = 100  # characters of a branch's name, which is put in front of every key
+
 _ALIGNMENT = 16  # bytes of the widest element
 _MAX_DIMENSIONS = 64  # torch's own limit
 
@@ -107,22 +109,30 @@ def find_state_dict(data: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if isinstance(branches, dict):
             tensors, _ = _split_branches(branches)
             if tensors:
-                return tensors, {str(key): value for key, value in data.items() if key != "classy_state_dict"}
+                return tensors, {_label(key): value for key, value in data.items() if key != "classy_state_dict"}
     for name in ("model", "state_dict", "module", "model_state_dict"):
         if isinstance(data.get(name), dict):
             tensors, rest = _split_branches(data[name])
             if tensors:
-                return tensors, {str(key): value for key, value in data.items() if key != name} | rest
+                return tensors, {_label(key): value for key, value in data.items() if key != name} | rest
     tensors, rest = _split(data)
     if tensors:
         return tensors, rest
-    keys = ", ".join(str(key) for key in list(data)[:10])
+    keys = ", ".join(_label(key) for key in list(data)[:10])
     raise LookupError(f"its top-level entries are {keys[:300]}" if data else "it is empty")
 
 
 def _split(entries: dict[Any, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors = {key: value for key, value in entries.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    return tensors, {str(key): value for key, value in entries.items() if key not in tensors}
+    return tensors, {_label(key): value for key, value in entries.items() if key not in tensors}
+
+
+def _label(key: Any) -> str:
+    """A dictionary's key as text; those that no checkpoint has are not spelled out, since they may be of any length."""
+    if isinstance(key, str):
+        return key
+    short = isinstance(key, (float, type(None))) or (isinstance(key, int) and abs(key) < 1 << 63)
+    return str(key) if short else f"<{type(key).__name__}>"
 
 
 def _split_branches(entries: dict[Any, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -130,8 +140,12 @@ def _split_branches(entries: dict[Any, Any]) -> tuple[dict[str, Tensor], dict[st
     tensors, rest = _split(entries)
     if tensors:
         return tensors, rest
-    branches = {branch: inner for branch, inner in entries.items() if isinstance(inner, dict)}
-    return _split({f"{branch}.{key}": value for branch, inner in branches.items() for key, value in inner.items()})
+    branches = {_label(branch): inner for branch, inner in entries.items() if isinstance(inner, dict)}
+    if any(len(branch) > _MAX_BRANCH for branch in branches):
+        raise LookupError("its branches have names of any length")
+    return _split(
+        {f"{branch}.{_label(key)}": value for branch, inner in branches.items() for key, value in inner.items()}
+    )
 
 
 # ----------------------------------------------------------------------------------------- containers
@@ -142,7 +156,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
             return Checkpoint({key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {}), path)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:
         raise CorruptWeightsError(f"{path} can't be read as safetensors ({error}). Get the file again.") from error
 
 
@@ -197,8 +211,9 @@ def _zip_members(path: Path, mapped: mmap.mmap) -> dict[str, tuple[int, int]]:
                 if info.CRC and zlib.crc32(memoryview(mapped)[start:end]) != info.CRC:
                     raise ValueError(f"the checksum of {info.filename} is wrong")
                 members[info.filename] = (start, end)
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError, struct.error) as error:
-        raise CorruptWeightsError(f"{path} is damaged: {error}. Get the file again.") from error
+    # zipfile's own errors, and those of numbers that are too large
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError, OverflowError, struct.error) as bad:
+        raise CorruptWeightsError(f"{path} is damaged: {bad}. Get the file again.") from bad
     spans = sorted(members.values())
     if any(end > following for (_, end), (following, _) in pairwise(spans)):
         raise CorruptWeightsError(f"{path} is damaged: its entries overlap. Get the file again.")
