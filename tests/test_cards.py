@@ -62,7 +62,7 @@ def test_nothing_else_is_stale() -> None:
 
 @each_variant
 def test_catalog_counts_parameters_right(variant: Variant) -> None:
-    model = timm.create_model(variant.architecture, device="meta")
+    model = timm.create_model(variant.name, device="meta")
     assert variant.parameters == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
