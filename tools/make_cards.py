@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -260,28 +260,45 @@ def _image_lines(variant: Variant, *names: str) -> str:
     )
 
 
-def _encoder_lines(variant: Variant, weights: str) -> str:
-    model, (_, height, width) = _model(variant.name), variant.input_size
-    image = torch.empty(1, *variant.input_size, device="meta")
+class _Shapes(NamedTuple):
+    features: str
+    vector: str
+    maps: str
+    strides: list[int]
+    tokens: bool
+
+
+@cache
+def _encoder_shapes(name: str, input_size: tuple[int, int, int], size: tuple[int, int], sized: bool) -> _Shapes:
+    """What a backbone gives for an image of its input size, and as features_only for one of `size`."""
+    model, image = _model(name), torch.empty(1, *input_size, device="meta")
+    backbone = _model(name, features_only=True, **({"img_size": size} if sized else {}))
     with torch.no_grad():
         features, vector = model.forward_features(image), model(image)
-        size = (height + 32, 2 * width)
-        backbone = _model(variant.name, features_only=True, **({"img_size": size} if _sized(variant) else {}))
         maps = backbone(torch.empty(1, 3, *size, device="meta"))
-    tokens = "one for each patch, row by row" if features.ndim == 3 else "a map"
+    return _Shapes(
+        _shape(features), _shape(vector), _shape(maps[-1]), backbone.feature_info.reduction(), features.ndim == 3
+    )
+
+
+def _encoder_lines(variant: Variant, weights: str) -> str:
+    _, height, width = variant.input_size
+    size = (height + 32, 2 * width)
+    shapes = _encoder_shapes(variant.name, variant.input_size, size, _sized(variant))
+    tokens = "one for each patch, row by row" if shapes.tokens else "a map"
     result = f"scores of the {variant.num_classes:,} classes" if variant.num_classes else "their mean"
-    listed = ", ".join(map(str, backbone.feature_info.reduction()))
     at_size = ", img_size=size" if _sized(variant) else ""
+    strides = ", ".join(map(str, shapes.strides))
     return f"""model = timm.create_model(name{weights}).eval()
 {_image_lines(variant, "photo")}
 with torch.inference_mode():
-    features = model.forward_features(photo)  # {_shape(features)}: {tokens}
-    vector = model(photo)  # {_shape(vector)}: {result}
+    features = model.forward_features(photo)  # {shapes.features}: {tokens}
+    vector = model(photo)  # {shapes.vector}: {result}
 
-# maps for dense heads, at strides {listed}, of images of any size that {backbone.feature_info.reduction()[-1]} divides
+# maps for dense heads, at strides {strides}, of images of any size that {shapes.strides[-1]} divides
 size = {size}
 backbone = timm.create_model(name{weights}, features_only=True{at_size}).eval()
-deepest = backbone(torch.rand(1, 3, *size))[-1]  # {_shape(maps[-1])}"""
+deepest = backbone(torch.rand(1, 3, *size))[-1]  # {shapes.maps}"""
 
 
 def _sized(variant: Variant) -> bool:
