@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -55,6 +56,11 @@ def reads(request: pytest.FixtureRequest) -> Callable[[object], None]:
         assert re.fullmatch(_pattern(expected), text), f"{text!r} is read, docs/faults.md says {expected!r}"
 
     return check
+
+
+@pytest.fixture(autouse=True)
+def _quiet_log() -> None:
+    logging.getLogger("zoo").setLevel(logging.NOTSET)  # the command line's tests leave it talkative
 
 
 @pytest.fixture(autouse=True)
