@@ -231,6 +231,19 @@ def test_jigsaw_transform() -> None:
     assert not torch.equal(one["patches"], two["patches"]) and one["patches"].dtype == torch.uint8
 
 
+def test_strength() -> None:
+    """Without color distortion, patches are pixels of their cells, perhaps flipped."""
+    pixels = np.arange(36 * 36, dtype=np.uint8).reshape(36, 36)
+    sample = dict(image=np.stack([pixels] * 3, axis=-1), index=0)
+    transform = PirlTransform("jigsaw", 36, 36, 12, scale=(1.0, 1.0), strength=0.0)
+    transform.jigsaw_crop = lambda image: image
+    out = transform(sample, 0)
+    for patch, place in zip(out["patches"], out["order"].tolist()):
+        top, left = 12 * (place // 3), 12 * (place % 3)
+        cell = torch.from_numpy(pixels[top : top + 12, left : left + 12]).expand(3, -1, -1)
+        assert torch.equal(patch, cell) or torch.equal(patch.flip(2), cell)
+
+
 def test_rotation_transform() -> None:
     transform = PirlTransform("rotation", 32, 36, 8, blur=False)
     transform.distort = transform.crop = lambda image: image

@@ -59,15 +59,17 @@ class Degrade(transforms.Transform):
         return TF.autocontrast(image)
 
 
-def distortion(grayscale: float = 0.2, blur: bool = False) -> transforms.Transform:
+def distortion(grayscale: float = 0.2, blur: bool = False, strength: float = 1.0) -> transforms.Transform:
     """PIRL's augmentation of an image or patch (uint8), without the crop and the normalization.
 
-    grayscale: its probability. blur: half of the images, by a Gaussian of 0.1 to 2 pixels.
+    grayscale: its probability. blur: half of the images, by a Gaussian of 0.1 to 2 pixels. strength: of the colors'
+    changes, as a share of the published one: of how large the jitter is and how often the others are.
     """
+    jitter = 0.4 * strength
     steps = [
-        transforms.ColorJitter(0.4, 0.4, 0.4, 0.2),
-        transforms.RandomApply([Degrade()], p=0.66),
-        transforms.RandomGrayscale(grayscale),
+        transforms.ColorJitter(jitter, jitter, jitter, jitter / 2),
+        transforms.RandomApply([Degrade()], p=0.66 * strength),
+        transforms.RandomGrayscale(grayscale * strength),
         transforms.RandomHorizontalFlip(),
     ]
     return transforms.Compose([*steps, random_blur()] if blur else steps)

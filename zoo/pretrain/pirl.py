@@ -35,19 +35,29 @@ Loss = Literal["nce", "infonce"]
 class PirlTransform:
     """One image -> a crop of it and a transformed view (section 3.2): nine shuffled patches, or a rotated crop.
 
-    image_size: side of the crops. crop_size: side of the crop that the 3 x 3 patches of side patch_size are cut from.
+    image_size: side of the crops. scale: range of their share of the image. crop_size: side of the crop that the
+    3 x 3 patches of side patch_size are cut from. blur, strength: see `distortion`.
     """
 
-    def __init__(self, view: View, image_size: int, crop_size: int, patch_size: int, blur: bool) -> None:
+    def __init__(
+        self,
+        view: View,
+        image_size: int,
+        crop_size: int,
+        patch_size: int,
+        scale: Sequence[float] = (0.08, 1.0),
+        blur: bool = False,
+        strength: float = 1.0,
+    ) -> None:
         if patch_size > crop_size // 3:
             raise RecipeError(
                 f"Patches of {patch_size} pixels don't fit into the cells of a third of {crop_size}; set "
                 "objective.patch_size or objective.crop_size."
             )
         self.view, self.patch_size = view, patch_size
-        self.crop = transforms.RandomResizedCrop(image_size, scale=(0.08, 1.0), antialias=True)
+        self.crop = transforms.RandomResizedCrop(image_size, scale=tuple(scale), antialias=True)
         self.jigsaw_crop = transforms.RandomResizedCrop(crop_size, scale=(0.6, 1.0), antialias=True)
-        self.distort = distortion(blur=blur)
+        self.distort = distortion(blur=blur, strength=strength)
 
     def __call__(self, sample: dict[str, Any], seed: int) -> dict[str, Tensor]:
         """image: uint8 array (H, W, 3) -> image (3, h, w) and patches (P, 3, p, p) uint8; order (P,): the true place
@@ -233,7 +243,8 @@ class Pirl(Objective):
 
     view: "jigsaw" (PIRL's own) or "rotation". loss: "nce", or "infonce" as in the later recipes. temperature: of
     the logits. negatives: of each sample and loss, drawn from the whole bank. momentum: of the bank.
-    view_weight: share of the transformed view's loss. image_size, crop_size, patch_size, blur: see PirlTransform.
+    view_weight: share of the transformed view's loss. image_size, crop_size, patch_size, scale,
+    blur, strength: see PirlTransform.
 
     Logs both losses and, of the transformed views, the share that is nearest to their own image among all candidates.
     """
@@ -254,7 +265,9 @@ class Pirl(Objective):
         image_size: int = 224,
         crop_size: int = 255,
         patch_size: int = 64,
+        scale: Sequence[float] = (0.08, 1.0),
         blur: bool = False,
+        strength: float = 1.0,
     ) -> None:
         if not isinstance(model, PirlModel):
             raise RecipeError(
@@ -276,7 +289,7 @@ class Pirl(Objective):
             )
         super().__init__(model, source)
         self.loss, self.temperature, self.negatives, self.view_weight = loss, temperature, negatives, view_weight
-        self.transform = PirlTransform(view, image_size, crop_size, patch_size, blur)
+        self.transform = PirlTransform(view, image_size, crop_size, patch_size, scale, blur, strength)
         self.bank = MemoryBank(len(source), model.dim, momentum)
         self.register_buffer("normalizer", torch.zeros(()))  # Z; zero: not fixed yet
         self._normalizer_is_fixed = False  # what the device knows, so as not to ask it at every step
