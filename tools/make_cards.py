@@ -31,6 +31,8 @@ from zoo.catalog import VARIANTS, Variant
 from zoo.models._masked import MaskedAutoencoder
 from zoo.models.itpn import ITPNClip
 from zoo.models.resnet import JigsawClusteringModel, JigsawModel
+from zoo.pretrain.data import ENDLESS
+from zoo.pretrain.engine import make_plan
 from zoo.pretrain.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -505,7 +507,7 @@ def _small_run(variant: Variant) -> str:
 
 def _training_run(variant: Variant, record: Path) -> str:
     recipe = load_recipe(variant.recipe)
-    steps = int(recipe.schedule.stop or recipe.schedule.length)
+    steps = make_plan(recipe, recipe.data.get("samples", ENDLESS)).steps
     samples = steps * recipe.batch_size
     with _record(record) as run:
         if (run["recipe"], run["seed"], run["steps"], run["samples"]) != (recipe.name, recipe.seed, steps, samples):
@@ -536,8 +538,8 @@ def _own_task(path: Path) -> str:
         also = f"; {running:.1%} with the running batch statistics" if running is not None else ""
         return (
             f"{OWN_TASKS[figure]}: **{result[figure]:.1%}** of {result['samples']:,}{also} "
-            f"(chance: {result['chance']:.2%}; the bar: {result['bar']}; {'held' if result['holds'] else 'missed'}). Measured by "
-            f"tools/evaluate_jigsaw.py on {result['date']}, images: {result['images']}."
+            f"(chance: {result['chance']:.2%}; the bar: {result['bar']}; "
+            f"{'held' if result['holds'] else 'missed'}). Measured by tools/evaluate_jigsaw.py on {result['date']}, images: {result['images']}."
         )
 
 
