@@ -90,17 +90,17 @@ MEMORY = """
 import torch
 from zoo.pretrain.pirl import bank_loss, nce
 from functools import partial
+def peak():  # of this program; what getrusage says begins with the process that started it
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
 def step(bank, embedding, candidates):
     criterion = partial(nce, normalizer=torch.tensor(1e5), images=len(bank))
     bank_loss(embedding, bank, candidates, 0.07, criterion)[0].backward()
 step(torch.zeros(1000, 128), torch.zeros(2, 128).requires_grad_(), torch.zeros(2, 2000, dtype=torch.int64))
 bank = torch.zeros({images}, 128)  # pages that nobody has written to take no memory
 embedding, candidates = torch.randn(32, 128).requires_grad_(), torch.randint({images}, (32, 32_001))
-def peak():  # of this process alone: getrusage's figure starts with the parent's
-    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 before = peak()
 step(bank, embedding, candidates)
-print((peak() - before) * 1024)
+print(peak() - before)
 """
 
 

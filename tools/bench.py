@@ -312,7 +312,7 @@ def bench_pirl_loss(repeats: int, images: int) -> dict[str, Any]:
     """PIRL's NCE loss, forward + backward, of 32 embeddings with 32,000 negatives in a bank of `images` vectors,
     against gathering all rows in one piece: no slower, and at most 64 MB besides the bank and the indices."""
     program = textwrap.dedent(f"""
-        import json, resource, torch, torch.nn.functional as F
+        import json, torch, torch.nn.functional as F
         from functools import partial
         from tools.bench import compare
         from zoo.pretrain.pirl import bank_loss, nce
@@ -326,10 +326,12 @@ def bench_pirl_loss(repeats: int, images: int) -> dict[str, Any]:
             bank_loss(embedding, bank, candidates, 0.07, criterion)[0].backward()
         def one_piece():
             criterion((bank[candidates] @ embedding.unsqueeze(2)).squeeze(2) / 0.07).mean().backward()
+        def high_water():
+            return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
         def peak(run):
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            before = high_water()
             run()
-            return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+            return high_water() - before
         result = dict(peak_bytes=peak(ours), one_piece_peak_bytes=peak(one_piece))
         print(json.dumps(result | compare(ours, one_piece, {repeats})))
     """)

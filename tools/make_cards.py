@@ -539,7 +539,8 @@ def _own_task(path: Path) -> str:
         return (
             f"{OWN_TASKS[figure]}: **{result[figure]:.1%}** of {result['samples']:,}{also} "
             f"(chance: {result['chance']:.2%}; the bar: {result['bar']}; "
-            f"{'held' if result['holds'] else 'missed'}). Measured by tools/evaluate_jigsaw.py on {result['date']}, images: {result['images']}."
+            f"{'held' if result['holds'] else 'missed'}). Measured by tools/evaluate_jigsaw.py on {result['date']}, "
+            f"images: {result['images']}."
         )
 
 
