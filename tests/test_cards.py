@@ -82,7 +82,7 @@ def test_loading_lines_run_and_give_the_shapes_they_say(
     variant: Variant, bundled: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The lines of the card, with models and images on the meta device: real names and shapes, no arithmetic."""
-    code = _code_blocks(variant)[0].replace("torch.rand(1, 3, *size)", 'torch.rand(1, 3, *size, device="meta")')
+    code = re.sub(r"torch\.rand\(([^)]*)\)", r'torch.rand(\1, device="meta")', _code_blocks(variant)[0])
     create, created = timm.create_model, []
 
     def create_on_meta(name: str, pretrained: bool = False, **kwargs: Any) -> torch.nn.Module:
