@@ -214,7 +214,8 @@ def test_command_says_what_is_missing(
 
 
 STOPPED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 from checkpoints import convert, variant_of
 from zoo.catalog import Source
 from zoo.weights import fetch
