@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 
 from zoo.catalog import VARIANTS, Source, Variant
 from zoo.errors import CorruptWeightsError, StorageError, ZooError
@@ -67,19 +67,13 @@ def mirror(
         threading.Thread(target=work, daemon=True).start()
     try:
         for _ in variants:
-            result = _wait_for(results)
+            result = results.get()
             if isinstance(result, Exception):
                 raise result
             _write_index(folder, variants)
             yield result
     finally:
         waiting.clear()
-
-
-def _wait_for(results: SimpleQueue[Mirrored | Exception]) -> Mirrored | Exception:
-    while True:
-        with suppress(Empty):  # Ctrl-C just before a wait without end would not be noticed
-            return results.get(timeout=0.5)
 
 
 def _mirror_one(folder: Path, variant: Variant, fetch: Callable[[str], Path]) -> Mirrored:
