@@ -596,10 +596,11 @@ class HubServer:
         return JSONResponse({})
 
     async def _commit(self, request: Request) -> Response:
+        lines = [json.loads(line) for line in (await request.body()).splitlines()]
+        # nothing is awaited from here on: of two commits at once the second builds on the first
         repo, revision = self._writable(request), request.path_params["revision"]
         parent = self._find_commit(repo, revision)
         files = dict(parent.files)
-        lines = [json.loads(line) for line in (await request.body()).splitlines()]
         header = lines[0]["value"]
         if header.get("parentCommit", parent.id) != parent.id:
             _refuse(412, message="A commit has happened since. Please refresh and try again.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from timm.layers import use_fused_attn
 from torch import Tensor, nn
@@ -26,7 +27,11 @@ class _Attention(nn.Module):
         """q (B, heads, N, d), k and v (B, heads, M, d) -> B, N, heads * d; bias is added before the softmax."""
         if self.fused_attn:
             dropout = self.attn_drop.p if self.training else 0.0
-            x = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype), dropout)
+            dtype = q.dtype
+            if dtype == torch.bfloat16 and q.device.type == "cpu":
+                # the backward pass of the CPU kernel is slow in bfloat16
+                q, k, v = q.float(), k.float(), v.float()
+            x = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype), dropout).to(dtype)
         else:
             weights = (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
             if bias is not None:

@@ -248,8 +248,7 @@ class ConvMAE(HierarchicalBackbone):
         return x
 
     def _run_transformer(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Tokens x (B, n, D), as they enter the last stage's projection, and their positions -> B, n, D."""
-        x = self.stages[-1].proj(x)
+        """Tokens x (B, n, D), as they leave the last stage's projection, and their positions -> B, n, D."""
         x = x + positions.to(x.dtype)
         for block in self.stages[-1].blocks:
             x = self.run_block(block, x)
@@ -267,7 +266,8 @@ class ConvMAE(HierarchicalBackbone):
                 maps[i] = x
         if last < STAGES - 1:
             return x.flatten(1, 2), maps
-        x = self._run_transformer(self.stages[-1].embed(x).flatten(1, 2), self._positions(grid))
+        stage = self.stages[-1]
+        x = self._run_transformer(stage.proj(stage.embed(x)).flatten(1, 2), self._positions(grid))
         if last in take:
             maps[last] = x.unflatten(1, grid)
         return x, maps
@@ -282,7 +282,8 @@ class ConvMAE(HierarchicalBackbone):
         for i, p in enumerate((4, 2)):  # places to a side of a patch
             x = self._run_convolutions(i, x, patches.windows(p))
             outputs.append(x)
-        x = self.stages[-1].embed(x).flatten(1, 3)  # B, n, D
+        stage = self.stages[-1]
+        x = stage.proj(stage.embed(x)).flatten(1, 3)  # B, n, D
         return self._run_transformer(x, self._positions(grid)[visible]), outputs
 
     def forward_masked(self, x: Tensor, visible: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -299,7 +300,8 @@ class ConvMAE(HierarchicalBackbone):
             for block in self.stages[i].blocks:
                 x = block.forward_masked(x, mask)
             outputs.append(x)
-        x = self.stages[-1].embed.forward_masked(x).flatten(2).transpose(1, 2)  # B, N, D
+        x = self.stages[-1].embed.forward_masked(x).flatten(2).transpose(1, 2)
+        x = self.stages[-1].proj(x)  # B, N, D
         return self._run_transformer(take_tokens(x, visible), self._positions(grid)[visible]), outputs
 
     def _positions(self, grid: Grid) -> Tensor:
