@@ -30,6 +30,8 @@ def test_values_at_a_step() -> None:
     assert curriculum.objective(3) == {"mask_ratio": pytest.approx(0.7), "target": "gray"}
     assert curriculum.objective(100) == {"mask_ratio": 0.9, "target": None}
     assert Curriculum({}, 8).objective(3) == Curriculum({}, 8).data(3) == {}
+    switch = Curriculum({"objective.frozen_statistics": [[0, False], [4, True]]}, 8)
+    assert [switch.objective(step)["frozen_statistics"] for step in (3, 4)] == [False, True], "a switch isn't a number"
 
 
 @pytest.mark.parametrize(

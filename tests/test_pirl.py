@@ -268,6 +268,24 @@ def test_other_settings_train(tmp_path: Path) -> None:
     assert load_file(tmp_path / "checkpoint.safetensors")["objective.bank.vectors"].dtype == torch.float32
 
 
+def test_frozen_statistics(tmp_path: Path) -> None:
+    """From the curriculum's step on, the running statistics stay, and the weights still learn."""
+    statistics = []
+    for length in (1, 2, 3):
+        recipe = tiny(
+            **{
+                "model_args.norm_layer": "batchnorm2d",
+                "schedule.length": length,
+                "curriculum": {"objective.frozen_statistics": [[0, False], [2, True]]},
+            }
+        )
+        train(recipe, tmp_path / str(length), workers=0, progress=False)
+        weights = weights_of(tmp_path / str(length))
+        statistics.append([weights["encoder.bn1.running_mean"], weights["encoder.conv1.weight"]])
+    (one, _), (two, before), (three, after) = statistics
+    assert not torch.equal(one, two) and torch.equal(two, three) and not torch.equal(before, after)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

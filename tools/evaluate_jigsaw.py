@@ -4,9 +4,7 @@
     python tools/evaluate_jigsaw.py runs/jigclu_nano -o evaluation.json
 
 The samples are those that would come next if the run went on: new crops, patches and permutations, and of an
-endless source new images. PIRL: the share of jigsaws whose nearest vector in the whole bank is their own image's,
-with each batch normalized by its own statistics, as in training; and with the running statistics, which suit it less,
-since they mix those of images and of patches.
+endless source new images. PIRL: the share of jigsaws whose nearest vector in the whole bank is their own image's.
 Jigsaw: the share of permutations found. Jigsaw Clustering: the share of quarters whose place is found.
 """
 
@@ -22,7 +20,7 @@ from typing import Annotated, Any
 import safetensors.torch
 import torch
 import typer
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.errors import TrainingError, ZooError
 from zoo.pretrain.data import ENDLESS, StepSampler, make_loader
@@ -31,21 +29,10 @@ from zoo.pretrain.objective import Objective
 from zoo.pretrain.recipe import load_recipe
 
 
-def own_image_nearest(objective: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    running = objective.own_image_is_nearest(batch).float().mean()
-    objective.train()
-    for module in objective.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 0.0  # the running statistics stay as the training left them
-    found = objective.own_image_is_nearest(batch).float().mean()
-    objective.eval()
-    return dict(own_image_nearest=found, own_image_nearest_with_running_statistics=running)
-
-
-# of each objective: its figures of a batch, the judged one first; chance; and the bar, a share to be exceeded
+# of each objective: its figure of a batch; chance; and the bar, a share to be exceeded
 MEASURES: dict[str, tuple[Callable[[Any, dict[str, Tensor]], dict[str, Tensor]], Callable[[Any], float], Any]] = {
     "pirl": (
-        own_image_nearest,
+        lambda objective, batch: {"own_image_nearest": objective.own_image_is_nearest(batch).float().mean()},
         lambda objective: 1 / len(objective.bank.vectors),
         lambda chance: 0.5,
     ),

@@ -534,10 +534,8 @@ def _own_task(path: Path) -> str:
     """The figure that tools/evaluate_jigsaw.py measured of a run."""
     with _record(path) as result:
         figure = next(name for name in OWN_TASKS if name in result)
-        running = result.get(f"{figure}_with_running_statistics")
-        also = f"; {running:.1%} with the running batch statistics" if running is not None else ""
         return (
-            f"{OWN_TASKS[figure]}: **{result[figure]:.1%}** of {result['samples']:,}{also} "
+            f"{OWN_TASKS[figure]}: **{result[figure]:.1%}** of {result['samples']:,} "
             f"(chance: {result['chance']:.2%}; the bar: {result['bar']}; "
             f"{'held' if result['holds'] else 'missed'}). Measured by tools/evaluate_jigsaw.py on {result['date']}, "
             f"images: {result['images']}."

@@ -63,6 +63,6 @@ def _value(pairs: list[tuple[int, Any]], step: int) -> Any:
 def _between(low: Any, high: Any, share: float) -> Any:
     if isinstance(low, tuple) and isinstance(high, tuple) and len(low) == len(high):
         return tuple(_between(a, b, share) for a, b in zip(low, high))
-    if isinstance(low, (int, float)) and isinstance(high, (int, float)):
+    if isinstance(low, (int, float)) and isinstance(high, (int, float)) and not isinstance(low, bool):
         return low + (high - low) * share
     return low

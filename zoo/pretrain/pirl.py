@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.transforms import v2 as transforms
 
@@ -243,8 +244,9 @@ class Pirl(Objective):
 
     view: "jigsaw" (PIRL's own) or "rotation". loss: "nce", or "infonce" as in the later recipes. temperature: of
     the logits. negatives: of each sample and loss, drawn from the whole bank. momentum: of the bank.
-    view_weight: share of the transformed view's loss. image_size, crop_size, patch_size, scale,
-    blur, strength: see PirlTransform.
+    view_weight: share of the transformed view's loss. frozen_statistics: batch norms use their running statistics in
+    training too. Those mix images and patches, which the network gets used to so; in a curriculum, for a run's end.
+    image_size, crop_size, patch_size, scale, blur, strength: see PirlTransform.
 
     Logs both losses and, of the transformed views, the share that is nearest to their own image among all candidates.
     """
@@ -262,6 +264,7 @@ class Pirl(Objective):
         negatives: int = 32_000,
         momentum: float = 0.5,
         view_weight: float = 0.5,
+        frozen_statistics: bool = False,
         image_size: int = 224,
         crop_size: int = 255,
         patch_size: int = 64,
@@ -289,6 +292,7 @@ class Pirl(Objective):
             )
         super().__init__(model, source)
         self.loss, self.temperature, self.negatives, self.view_weight = loss, temperature, negatives, view_weight
+        self.configure(frozen_statistics=frozen_statistics)
         self.transform = PirlTransform(view, image_size, crop_size, patch_size, scale, blur, strength)
         self.bank = MemoryBank(len(source), model.dim, momentum)
         self.register_buffer("normalizer", torch.zeros(()))  # Z; zero: not fixed yet
@@ -296,6 +300,19 @@ class Pirl(Objective):
         self._embedded: list[tuple[Tensor, Tensor]] = []  # index and embedding of the step's images
         # the processes keep equal banks by themselves; sending the first one's at every step would be 0.7 GB
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, ["bank.vectors"])
+
+    def configure(self, **settings: Any) -> None:
+        if "frozen_statistics" in settings:
+            self.frozen_statistics = settings.pop("frozen_statistics")
+            self.train(self.training)
+        super().configure(**settings)
+
+    def train(self, mode: bool = True) -> Pirl:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.train(mode and not self.frozen_statistics)
+        return self
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """image (B, 3, h, w), patches (B, P, 3, p, p) uint8, index and seed (B,) -> the loss and its parts."""
