@@ -8,10 +8,16 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from zoo import cli
+
+Run = Callable[..., tuple[int, str, str]]
+"""A command line's arguments -> exit code, stdout, stderr."""
 
 FAULTS = Path(__file__).parents[1] / "docs" / "faults.md"
 
@@ -68,3 +74,17 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     for name in ("ZOO_WEIGHTS", "ZOO_HUB_ORG"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def zoo(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Call the entry point with arguments; gives its exit code, stdout and stderr."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["zoo", *map(str, args)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        out, err = capfd.readouterr()
+        return int(exit_.value.code or 0), out, err
+
+    return run

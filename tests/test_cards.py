@@ -23,6 +23,8 @@ from torch import Tensor
 
 from zoo import find_variant
 from zoo.catalog import VARIANTS, Variant
+from zoo.evaluate import pairs
+from zoo.pretrain.data import make_source
 from zoo.pretrain.recipe import load_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -128,16 +130,15 @@ def test_relative_links_lead_somewhere(variant: Variant, bundled: None) -> None:
 
 @pytest.fixture
 def records(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
-    """Makes the bundled nano weights' records: of a run, and of an evaluation by the real tool on a few pairs."""
-    evaluate_pairs = load_tool("evaluate_pairs")
+    """Makes the bundled nano weights' records: of a run, and of an evaluation by `zoo eval pairs` on a few pairs."""
     recipe = load_recipe(NANO.recipe)
     model = timm.create_model(NANO.architecture).eval()
     weights = tmp_path / NANO.sources[0].location
     weights.write_bytes(b"weights")
-    subject = evaluate_pairs.Subject(NANO.name, model, recipe, weights, sha256(b"weights").hexdigest(), None)
-    few = evaluate_pairs.scene_pairs(evaluate_pairs.make_source(recipe.data, 1, "pair").config, 1, 8, model, 0.9)
-    monkeypatch.setattr(evaluate_pairs, "photo_pairs", lambda *args: few)
-    evaluation, _, _ = evaluate_pairs.evaluate(subject, 8, 1)
+    subject = pairs.Subject(NANO.name, model, recipe, weights, sha256(b"weights").hexdigest(), None)
+    few = pairs.scene_pairs(make_source(recipe.data, 1, "pair").config, 1, 8, model, 0.9)
+    monkeypatch.setattr(pairs, "photo_pairs", lambda *args: few)
+    evaluation, _, _ = pairs.evaluate(subject, 8, 1)
     steps = int(recipe.schedule.length)
     run = dict(
         command="zoo train croco_nano",

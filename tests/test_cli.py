@@ -6,13 +6,13 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from conftest import Run
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -22,22 +22,6 @@ from zoo.pictures import to_input
 from zoo.weights import files, save_safetensors, verify
 
 PAIR, ENCODER = "croco_nano_patch8_64_dec128d4.scenes", "croco_nano_patch8_64.scenes"
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def zoo(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Call the entry point with arguments; gives its exit code, stdout and stderr."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["zoo", *map(str, args)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        out, err = capfd.readouterr()
-        return int(exit_.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +53,9 @@ def no_weights_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ZOO_WEIGHTS", raising=False)
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], ["list"], ["list", "--json"], ["train", "--help"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["--version"], ["list"], ["list", "--json"], ["train", "--help"], ["eval", "--help"]]
+)
 def test_light_commands_import_neither_torch_nor_timm(args: list[str]) -> None:
     code = "import sys; from zoo import cli\ntry: cli.main()\nfinally: assert not {'torch', 'timm'} & set(sys.modules)"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -89,10 +75,12 @@ def test_module_is_a_command() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [c.callback.__name__.rstrip("_").replace("_", "-") for c in cli.app.registered_commands]
+    "command",
+    [c.callback.__name__.rstrip("_").replace("_", "-") for c in cli.app.registered_commands]
+    + [f"eval {c.name}" for group in cli.app.registered_groups for c in group.typer_instance.registered_commands],
 )
 def test_help_has_one_example(zoo: Run, command: str) -> None:
-    code, out, err = zoo(command, "--help")
+    code, out, err = zoo(*command.split(), "--help")
     assert (code, err) == (0, "")
     assert out.count(f"Example: zoo {command} ") == 1
 

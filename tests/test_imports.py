@@ -21,7 +21,11 @@ ROOMS = {  # what each room may import of ours, besides itself
     "pretrain": {"catalog", "errors", "lookup", "layers", "weights", "models", "pictures"},
     "demo": {"catalog", "errors", "lookup", "layers", "weights", "models", "pictures"},
     "publish": {"catalog", "errors", "lookup", "weights", "models", "pictures", "pretrain", "demo"},
-    "cli": {"catalog", "errors", "lookup", "layers", "weights", "models", "pictures", "pretrain", "demo", "publish"},
+    "evaluate": {"catalog", "errors", "lookup", "layers", "weights", "models", "pictures", "pretrain", "demo"},
+    "cli": {
+        *("catalog", "errors", "lookup", "layers", "weights", "models", "pictures", "pretrain", "demo"),
+        *("publish", "evaluate"),
+    },
 }
 
 

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.two_processes import in_two_processes
-from tools.evaluate_jigsaw import evaluate
 from tools.make_permutations import make_permutations
 from zoo.errors import RecipeError
+from zoo.evaluate.pretext import evaluate
 from zoo.models.resnet import JigsawClusteringModel
 from zoo.pretrain import engine
 from zoo.pretrain.jigsaw import PuzzleTransform, read_permutations

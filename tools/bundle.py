@@ -74,7 +74,7 @@ def main() -> None:
     shutil.copyfile(args.run / "loss.png", pictures / "loss.png")
     run_demo(pictures, variant.name)
     evaluation = weights.with_suffix(".evaluation.json")
-    command = [sys.executable, str(ROOT / "tools" / "evaluate_pairs.py"), variant.name]
+    command = [sys.executable, "-m", "zoo.cli", "eval", "pairs", variant.name]
     subprocess.run([*command, "--output", str(evaluation), "--picture", str(pictures / "scenes.png")], check=True)
 
 

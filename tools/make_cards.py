@@ -5,7 +5,7 @@
 
 Cards of weights in the package also say how these were trained and what they do, from two files beside them:
 <weights>.training.json, written by whoever trained them (command, recipe, seed, steps, samples, hours, machine,
-torch, date, first_losses, final_loss), and <weights>.evaluation.json, written by tools/evaluate_pairs.py.
+torch, date, first_losses, final_loss), and <weights>.evaluation.json, written by `zoo eval pairs`.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ CLAIMS = {
     "uses_reference": "It makes use of the second image",
     "matches_views": "It makes use of the second image by finding what corresponds to what",
 }
-"""What tools/evaluate_pairs.py calls its rows, its matches and the claims of its verdict."""
+"""What `zoo eval pairs` calls its rows, its matches and the claims of its verdict."""
 
 
 OWN_TASKS = {
@@ -165,7 +165,7 @@ OWN_TASKS = {
     "permutation_accuracy": "Permutations found",
     "location_accuracy": "Quarters whose place is found",
 }
-"""What tools/evaluate_jigsaw.py measures."""
+"""What `zoo eval pretext` measures."""
 
 
 class CardError(Exception):
@@ -531,13 +531,13 @@ def _samples(recipe: Recipe) -> str:
 
 
 def _own_task(path: Path) -> str:
-    """The figure that tools/evaluate_jigsaw.py measured of a run."""
+    """The figure that `zoo eval pretext` measured of a run."""
     with _record(path) as result:
         figure = next(name for name in OWN_TASKS if name in result)
         return (
             f"{OWN_TASKS[figure]}: **{result[figure]:.1%}** of {result['samples']:,} "
             f"(chance: {result['chance']:.2%}; the bar: {result['bar']}; "
-            f"{'held' if result['holds'] else 'missed'}). Measured by tools/evaluate_jigsaw.py on {result['date']}, "
+            f"{'held' if result['holds'] else 'missed'}). Measured by `zoo eval pretext` on {result['date']}, "
             f"images: {result['images']}."
         )
 
@@ -552,7 +552,7 @@ def _evaluation(weights: Path) -> str:
             for claim, outcome in result["verdict"].items()
         ]
         text = (
-            f"Measured by tools/evaluate_pairs.py on {settings['date'][:10]}, with torch {settings['torch']}: on "
+            f"Measured by `zoo eval pairs` on {settings['date'][:10]}, with torch {settings['torch']}: on "
             f"{scenes['pairs']} scenes that training never saw (seed {settings['scene_seed']}), and on "
             f"{photos['pairs']} crops of real photos ({settings['photos']}), with {settings['mask_ratio']:.0%} of "
             "image 1's patches hidden."

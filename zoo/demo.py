@@ -98,7 +98,7 @@ def stereo_pair() -> StereoPair:
         return StereoPair(*data.stereo_motorcycle())
     except (ImportError, OSError) as error:  # not installed; not in this version's wheel, and no network
         raise DataError(
-            f"The demo's photos, which come with scikit-image, can't be had ({error}); install them with "
+            f"The stereo pair's photos, which come with scikit-image, can't be had ({error}); install them with "
             "pip install 'pretext-zoo[demo]'."
         ) from error
 

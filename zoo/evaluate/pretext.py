@@ -1,7 +1,7 @@
 """How well a finished run of PIRL, Jigsaw or Jigsaw Clustering does its own pretext task, on draws it never saw.
 
-    python tools/evaluate_jigsaw.py runs/pirl_nano                       # writes runs/pirl_nano/evaluation.json
-    python tools/evaluate_jigsaw.py runs/jigclu_nano -o evaluation.json
+    zoo eval pretext runs/pirl_nano                       # writes runs/pirl_nano/evaluation.json
+    zoo eval pretext runs/jigclu_nano -o evaluation.json
 
 The samples are those that would come next if the run went on: new crops, patches and permutations, and of an
 endless source new images. PIRL: the share of jigsaws whose nearest vector in the whole bank is their own image's.
@@ -10,24 +10,21 @@ Jigsaw: the share of permutations found. Jigsaw Clustering: the share of quarter
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import safetensors.torch
 import torch
-import typer
 from torch import Tensor
 
-from zoo.errors import TrainingError, ZooError
+from zoo.errors import TrainingError
 from zoo.pretrain.data import ENDLESS, StepSampler, make_loader
 from zoo.pretrain.engine import make_objective, make_plan, make_source, read_log
 from zoo.pretrain.objective import Objective
 from zoo.pretrain.recipe import load_recipe
-
 
 # of each objective: its figure of a batch; chance; and the bar, a share to be exceeded
 MEASURES: dict[str, tuple[Callable[[Any, dict[str, Tensor]], dict[str, Tensor]], Callable[[Any], float], Any]] = {
@@ -70,7 +67,7 @@ def evaluate(run: Path, samples: int) -> dict[str, Any]:
     recipe, source, objective = load_run(run)
     name = recipe.objective["name"]
     if name not in MEASURES:
-        raise TrainingError(f"{run} is a run of '{name}'; this measures {', '.join(MEASURES)}.")
+        raise TrainingError(f"{run} is a run of '{name}'; name one of {', '.join(MEASURES)}.")
     measure, chance_of, bar_of = MEASURES[name]
     done = read_log(run)[-1]
     steps = make_plan(recipe, len(source)).steps
@@ -100,22 +97,3 @@ def evaluate(run: Path, samples: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "date": datetime.now(timezone.utc).date().isoformat(),
     }
-
-
-def main(
-    run: Annotated[Path, typer.Argument(help="the folder of a training run")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="JSON; by default in the run's folder")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="how many to measure with")] = 1000,
-) -> None:
-    """Measure a run of PIRL, Jigsaw or Jigsaw Clustering at its own task."""
-    try:
-        result = evaluate(run, samples)
-    except ZooError as error:
-        raise SystemExit(str(error)) from error
-    text = json.dumps(result, indent=1)
-    (output or run / "evaluation.json").write_text(text + "\n", encoding="utf-8")
-    print(text)
-
-
-if __name__ == "__main__":
-    typer.run(main)

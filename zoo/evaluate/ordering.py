@@ -2,8 +2,8 @@
 
 One command trains what isn't trained yet, measures, and writes a table, a plot and all numbers:
 
-    python tools/compare_3d.py --output docs/3d_ordering.md                              # the whole: hours of a CPU
-    python tools/compare_3d.py --steps 600 --seeds 1 --flow-steps 100 --output short.md  # a look at it
+    zoo eval ordering --output docs/3d_ordering.md                              # the whole: hours of a CPU
+    zoo eval ordering --steps 600 --seeds 1 --flow-steps 100 --output short.md  # a look at it
 
 The tasks, all on scenes that no training saw:
 
@@ -13,9 +13,6 @@ The tasks, all on scenes that no training saw:
 - flow: end-point error in pixels of encoder, two-image decoder and a linear head after a short fine-tuning
 - shape: accuracy of nearest neighbors, by frozen mean tokens of single images, in telling whether a room holds
   nothing, a box or a ball
-
-A tool and not a `zoo` command: it stands on tools/evaluate_pairs.py and scikit-learn, and what it writes is a page of
-this repository's documentation.
 """
 
 from __future__ import annotations
@@ -30,14 +27,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.torch
 import timm
 import torch
-import typer
-from evaluate_pairs import BATCH, HELD_OUT_SEED, match_hits, scene_pairs
 from rich.console import Console
 from rich.table import Table
 from sklearn.linear_model import Ridge
@@ -46,8 +41,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-import zoo  # noqa: F401  (registers the models)
-from zoo.errors import ZooError
+from zoo.evaluate.pairs import BATCH, HELD_OUT_SEED, match_hits, scene_pairs
 from zoo.layers.patchify import patchify, unpatchify
 from zoo.models.croco import PairModel
 from zoo.pretrain import engine
@@ -55,6 +49,10 @@ from zoo.pretrain.data import make_source
 from zoo.pretrain.recipe import Recipe, load_recipe
 from zoo.pretrain.scenes import Scene, SceneConfig, sample_scene
 from zoo.pretrain.scenes_torch import draw_batch, render, render_views, stack_scenes
+from zoo.weights.files import write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PAIR = "croco_nano_patch8_64_dec128d4"
 RECIPES = dict(CroCo="croco_nano", MAE="mae_nano")
@@ -77,7 +75,7 @@ class Sizes:
 
     pairs: int = 300
     depth_scenes: int = 300
-    flow_steps: int = 1000
+    flow_steps: int = 300
     flow_batch: int = 32
     flow_pairs: int = 200
     shape_images: int = 600
@@ -118,9 +116,9 @@ def depth(encoder: Any, config: SceneConfig, sizes: Sizes) -> tuple[float, dict[
     sets = []
     for seed, count in ((TRAIN_SEED, sizes.depth_scenes), (HELD_OUT_SEED, sizes.depth_scenes // 2)):
         images, z = render_views(config, draw_batch(config, seed, range(count)))
-        target = patchify(z[:, :1].log(), encoder.patch_size).mean(-1)  # B, N
-        places = torch.eye(target.shape[1]).expand(count, -1, -1)
-        sets.append((tokens_of(encoder, images[:, 0]), places, target.flatten().numpy()))
+        depths = patchify(z[:, :1].log(), encoder.patch_size).mean(-1)  # B, N
+        places = torch.eye(depths.shape[1]).expand(count, -1, -1)
+        sets.append((tokens_of(encoder, images[:, 0]), places, depths.flatten().numpy()))
     (tokens, places, target), (test_tokens, test_places, truth) = sets
 
     def score(train: Tensor, test: Tensor) -> float:
@@ -147,10 +145,11 @@ class FlowModel(nn.Module):
         return unpatchify(self.head(self.pair(img1, img2)), size, grid) * size
 
 
-def flow(pair: PairModel, config: SceneConfig, sizes: Sizes) -> tuple[float, dict[str, float]]:
+def flow(pair: PairModel, config: SceneConfig, sizes: Sizes, precision: str) -> tuple[float, dict[str, float]]:
     """The end-point error on co-visible pixels after fine-tuning all of `pair`, and that of no and of the mean flow.
 
-    Steps, scenes, learning rates and their order are the same for whatever model.
+    Steps, scenes, learning rates and their order are the same for whatever model. precision: of the training's
+    forward pass, "fp32" or "bf16" (autocast).
     """
     model = FlowModel(pair)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
@@ -162,7 +161,7 @@ def flow(pair: PairModel, config: SceneConfig, sizes: Sizes) -> tuple[float, dic
     for step in range(total):
         first = step * sizes.flow_batch
         scenes = render(config, draw_batch(config, TRAIN_SEED, range(first, first + sizes.flow_batch)))
-        error = end_point_error(model, scenes)[scenes.covisible].mean()
+        error = end_point_error(model, scenes, precision)[scenes.covisible].mean()
         optimizer.zero_grad()
         error.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -182,10 +181,12 @@ def flow(pair: PairModel, config: SceneConfig, sizes: Sizes) -> tuple[float, dic
     return errors.mean().item(), trivial
 
 
-def end_point_error(model: FlowModel, scenes: Any) -> Tensor:
-    """(B, H, W), in pixels."""
+def end_point_error(model: FlowModel, scenes: Any, precision: str = "fp32") -> Tensor:
+    """(B, H, W), in pixels, float32."""
     img1, img2 = (to_input(scenes.images[:, view], model.pair) for view in (0, 1))
-    return (model(img1, img2) - scenes.flow).norm(dim=1)
+    with torch.autocast(img1.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        found = model(img1, img2)
+    return (found.float() - scenes.flow).norm(dim=1)
 
 
 def furnished_rooms(config: SceneConfig, seed: int, count: int) -> tuple[Tensor, np.ndarray]:
@@ -240,8 +241,14 @@ def shape(encoder: Any, config: SceneConfig, sizes: Sizes) -> tuple[float, dict[
 # --- The models ---------------------------------------------------------------------------------------------
 
 
-def recipe_of(name: str, seed: int, steps: int) -> Recipe:
-    changes = {"seed": seed, "schedule.length": steps, "schedule.warmup": steps // 10}
+def recipe_of(name: str, seed: int, steps: int, precision: str) -> Recipe:
+    changes = {
+        "seed": seed,
+        "schedule.length": steps,
+        "schedule.warmup": steps // 10,
+        "precision": precision,
+        "checkpoint_steps": 1000,  # few, so a short run writes one; Ctrl-C writes one, too
+    }
     return load_recipe(RECIPES[name], changes)
 
 
@@ -259,7 +266,9 @@ def load_pair(name: str, seed: int, run: Path | None) -> PairModel:
     return pair.eval()
 
 
-def measure(name: str, seed: int, run: Path | None, config: SceneConfig, sizes: Sizes) -> dict[str, Any]:
+def measure(
+    name: str, seed: int, run: Path | None, config: SceneConfig, sizes: Sizes, precision: str
+) -> dict[str, Any]:
     """Every task's figure, the trivial ones it is to be seen against, and the seconds all took."""
     start = time.monotonic()
     encoder = load_pair(name, seed, run).encoder
@@ -267,7 +276,7 @@ def measure(name: str, seed: int, run: Path | None, config: SceneConfig, sizes: 
         matching=matching(encoder, config, sizes),
         depth=depth(encoder, config, sizes),
         shape=shape(encoder, config, sizes),
-        flow=flow(load_pair(name, seed, run), config, sizes),
+        flow=flow(load_pair(name, seed, run), config, sizes, precision),
     )
     figures = {task: figure for task, (figure, _) in found.items()}
     trivial = {task: others for task, (_, others) in found.items()}
@@ -295,12 +304,13 @@ def page(result: dict[str, Any], picture: str) -> str:
             cells.append(f"{mean:.3f}" + (f" ± {spread:.3f}" if seeds > 1 else ""))
         trivial = ", ".join(f"{key} {value:.3f}" for key, value in result["trivial"][task].items())
         rows.append(f"| {title}, {'more' if more else 'less'} is better | {' | '.join(cells)} | {trivial} |")
-    spread = (
+    seeds_say = (
         f"Means and standard deviations over {seeds} seeds."
         if seeds > 1
         else "One seed: differences of a few hundredths may be chance."
     )
     sizes = about["sizes"]
+    precision = "bfloat16 (autocast)" if about["precision"] == "bf16" else "float32"
     hours = ", ".join(f"{name} {minutes:.0f} minutes" for name, minutes in about["training_minutes"].items())
     return f"""# The papers' ordering, in small
 
@@ -315,7 +325,8 @@ This page is written by its command, and says what came out:
 {about["command"]}
 ```
 
-{about["steps"]} steps of each pretraining ({hours}, {about["machine"]}, {about["date"]}). {spread}
+{about["steps"]} steps of each pretraining ({hours}, {about["machine"]}, {about["date"]}). {seeds_say} The forward
+passes of all training, fine-tuning included, were in {precision}; everything is measured in float32.
 
 {chr(10).join(rows)}
 
@@ -333,17 +344,14 @@ This page is written by its command, and says what came out:
 """
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
+def draw(result: dict[str, Any]) -> Figure:
     """A panel for each task: a point for each seed, a bar for their mean, a line for each trivial figure."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     names = list(result["figures"])
     colors = dict(zip(names, ("tab:blue", "tab:orange", "0.6")))
-    figure, axes = plt.subplots(1, len(TASKS), figsize=(12, 3.6), layout="constrained")
-    for ax, (task, (title, more)) in zip(axes, TASKS.items()):
+    figure = Figure((12, 3.6), layout="constrained")
+    for ax, (task, (title, more)) in zip(figure.subplots(1, len(TASKS)), TASKS.items()):
         for x, name in enumerate(names):
             figures = [figures[task] for figures in result["figures"][name]]
             mean, _ = summary(result, task, name)
@@ -358,8 +366,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         ax.margins(y=0.15)
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return figure
 
 
 def print_table(result: dict[str, Any]) -> None:
@@ -371,33 +378,40 @@ def print_table(result: dict[str, Any]) -> None:
     Console().print(table)
 
 
-def compare(steps: int, seeds: list[int], runs: Path, sizes: Sizes, workers: int, command: str) -> dict[str, Any]:
-    """Train what isn't trained yet, and measure what isn't measured yet: both are kept in `runs`."""
+def compare(
+    steps: int, seeds: list[int], runs: Path, sizes: Sizes, precision: str, workers: int, command: str
+) -> dict[str, Any]:
+    """Train what isn't trained yet, and measure what isn't measured yet: both are kept in `runs`.
+
+    precision: of all training, "fp32" or "bf16". command: what the page shall say that made it.
+
+    Raises TrainingError (a RuntimeError), also when it was stopped: the next call goes on.
+    """
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in (*RECIPES, UNTRAINED)}
     minutes: dict[str, list[float]] = {name: [] for name in RECIPES}
     trivial: dict[str, Any] = {}
-    config = make_source(recipe_of("CroCo", 0, steps).data, HELD_OUT_SEED, "pair").config
+    config = make_source(recipe_of("CroCo", 0, steps, precision).data, HELD_OUT_SEED, "pair").config
     for seed in seeds:
         for name in figures:
             folder = runs / f"{name.lower()}_{seed}"
             run = None
             if name in RECIPES:
                 run = folder
-                engine.train(recipe_of(name, seed, steps), run, workers=workers)
+                engine.train(recipe_of(name, seed, steps, precision), run, workers=workers)
                 minutes[name].append(engine.read_log(run)[-1]["seconds"] / 60)
             kept = folder / f"tasks_{steps}.json"
-            settings = json.loads(json.dumps(asdict(sizes)))
-            if not kept.exists() or json.loads(kept.read_text("utf-8"))["sizes"] != settings:
-                folder.mkdir(parents=True, exist_ok=True)
-                found = measure(name, seed, run, config, sizes) | dict(sizes=settings)
-                kept.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-            found = json.loads(kept.read_text("utf-8"))
+            settings = dict(sizes=asdict(sizes), precision=precision)
+            found = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+            if any(found.get(key) != value for key, value in settings.items()):
+                found = measure(name, seed, run, config, sizes, precision) | settings
+                write_json(kept, found)
             figures[name].append(found["figures"])
             trivial = found["trivial"]
     about = dict(
         command=command,
         steps=steps,
         seeds=seeds,
+        precision=precision,
         sizes=asdict(sizes),
         scene_config=asdict(config),
         training_minutes={name: statistics.fmean(taken) for name, taken in minutes.items()},
@@ -406,28 +420,3 @@ def compare(steps: int, seeds: list[int], runs: Path, sizes: Sizes, workers: int
         date=datetime.now(timezone.utc).date().isoformat(),
     )
     return dict(about=about, figures=figures, trivial=trivial)
-
-
-def main(
-    output: Annotated[Path, typer.Option(help="the page to write; .json and .png are written beside it")],
-    runs: Annotated[Path, typer.Option(help="folder of the training runs")] = Path("runs/3d"),
-    steps: Annotated[int, typer.Option(min=10, help="of each pretraining")] = 4000,
-    seeds: Annotated[int, typer.Option(min=1, help="how many; 0 is the first")] = 3,
-    flow_steps: Annotated[int, typer.Option(min=1, help="of fine-tuning for flow")] = Sizes.flow_steps,
-    workers: Annotated[int, typer.Option(min=0, help="processes that prepare training data")] = 2,
-) -> None:
-    """Compare CroCo, a masked autoencoder and an untrained network on 3D tasks, and on one that isn't."""
-    options = f"--steps {steps} --seeds {seeds} --flow-steps {flow_steps} --runs {runs} --output {output}"
-    sizes = Sizes(flow_steps=flow_steps)
-    try:
-        result = compare(steps, list(range(seeds)), runs, sizes, workers, f"python tools/compare_3d.py {options}")
-    except ZooError as error:
-        raise SystemExit(f"error: {error}") from None
-    print_table(result)
-    output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    draw(result, output.with_suffix(".png"))
-    output.write_text(page(result, output.with_suffix(".png").name), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    typer.run(main)

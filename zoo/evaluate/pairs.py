@@ -3,8 +3,8 @@
 A low completion loss deceives: colors alone, or one shift of the whole second image, explain much of it. So the
 model is set against predictions that know only so much, on held-out procedural scenes and on real photos.
 
-    python tools/evaluate_pairs.py croco_nano_patch8_64_dec128d4.scenes --output evaluation.json
-    python tools/evaluate_pairs.py runs/croco_nano --picture completions.png     # a run, also one still going
+    zoo eval pairs croco_nano_patch8_64_dec128d4.scenes --output evaluation.json
+    zoo eval pairs runs/croco_nano --picture completions.png     # a run, also one still going
 
 Every loss is CroCo's: the squared error of a hidden patch normalized by its own mean and deviation, averaged over
 the hidden patches. It is split into color (the part of the error that is its per-channel mean over the patch's
@@ -25,29 +25,33 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
-import typer
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
-import zoo
-from zoo.errors import DataError, RecipeError, TrainingError, ZooError
+from zoo.demo import stereo_pair
+from zoo.errors import DataError, RecipeError, TrainingError
 from zoo.layers.masking import random_mask, split_mask, take_tokens
 from zoo.layers.patchify import normalize_patches, patch_statistics, patchify, unpatchify
 from zoo.layers.rope import apply_rope
+from zoo.lookup import find_variant
+from zoo.models import fetch
 from zoo.models.croco import CrossBlock, PairModel
 from zoo.pretrain.data import make_source
 from zoo.pretrain.engine import make_model
 from zoo.pretrain.recipe import Recipe, load_recipe
 from zoo.pretrain.scenes import SceneConfig, ScenePairs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HELD_OUT_SEED = 1_000_003  # no recipe trains with it, and a scene is a function of (seed, index) alone
 MASK_SEED = 0
@@ -118,7 +122,7 @@ def scene_pairs(config: SceneConfig, seed: int, count: int, model: PairModel, ma
 
 
 def photo_pairs(size: tuple[int, int], model: PairModel, mask_ratio: float) -> Pairs:
-    """Crops of `size` (height, width) from Middlebury's motorcycle, a rectified pair that scikit-image brings along.
+    """Crops of `size` (height, width) from the demo's stereo pair, Middlebury's motorcycle.
 
     Both crops are from the same place of the left and of the right photo, so the displacement is the disparity;
     the photos are scaled so that the crop's median disparity is one to two patches, other crops are left out.
@@ -126,11 +130,9 @@ def photo_pairs(size: tuple[int, int], model: PairModel, mask_ratio: float) -> P
     different places do overlap, hence their number says little about how sure the means are. Not co-visible are
     also the pixels whose disparity is unknown, 8 % of them.
 
-    Raises DataError (a ValueError) when no crop of this size fits.
+    Raises DataError (a ValueError) without scikit-image's photos, and when no crop of this size fits.
     """
-    from skimage.data import stereo_motorcycle  # only needed here, and slow to import
-
-    left, right, disparity = stereo_motorcycle()
+    left, right, disparity = stereo_pair()
     patch, (height, width) = model.patch_size, size
     parts: dict[str, list[np.ndarray]] = defaultdict(list)
     for target in PHOTO_SCALES:
@@ -259,7 +261,8 @@ def baseline_predictions(pairs: Pairs, target: Tensor, visible: Tensor, index: T
 def model_predictions(model: PairModel, pairs: Pairs, hidden: int) -> tuple[dict[str, Tensor], list[Tensor]]:
     """The model's predictions (P, n, Q * 3) with several images as its reference, normalized by patch, and the
     cross-attention (P, N, N) of every decoder block, averaged over the heads, with the right one."""
-    grid = tuple(side // model.patch_size for side in pairs.image2.shape[-2:])
+    height, width = pairs.image2.shape[-2:]
+    grid = height // model.patch_size, width // model.patch_size
     shuffled = take_tokens(patchify(pairs.image2, model.patch_size), pairs.order)
 
     def predict(reference: Tensor) -> Tensor:
@@ -405,7 +408,7 @@ def true_matches(pairs: Pairs, patch_size: int) -> tuple[Tensor, Tensor, Tensor]
     return centers, centers + median, counts
 
 
-def untrained(encoder: nn.Module) -> nn.Module:
+def untrained(encoder: Any) -> Any:
     """The encoder with weights drawn anew: how well random features match is what trained ones start from."""
     with torch.random.fork_rng():
         torch.manual_seed(MASK_SEED)
@@ -415,7 +418,7 @@ def untrained(encoder: nn.Module) -> nn.Module:
 
 
 def match_hits(
-    encoders: dict[str, nn.Module], pairs: Pairs, index: Tensor, attention: list[Tensor], size: int
+    encoders: dict[str, Any], pairs: Pairs, index: Tensor, attention: list[Tensor], size: int
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Whether the best match of image 1's patches `index` (P, n) lies within a patch width of the truth.
 
@@ -566,7 +569,9 @@ def load_subject(model_or_run: str) -> Subject:
 
 def _load_run(folder: Path) -> Subject:
     recipe = load_recipe(folder / "recipe.yaml")
-    model: Any = make_model(recipe)
+    model = make_model(recipe)
+    if not isinstance(model, PairModel):
+        raise RecipeError(f"{folder} trains {recipe.model}, which completes no pairs; name a two-image model's run.")
     path, prefix = folder / "model.safetensors", ""
     if not path.exists():
         path, prefix = folder / "checkpoint.safetensors", "objective.model."
@@ -581,12 +586,12 @@ def _load_run(folder: Path) -> Subject:
 
 
 def _load_pretrained(name: str) -> Subject:
-    variant = zoo.find_variant(name)
+    variant = find_variant(name)
     if variant.form != "binocular":
         raise RecipeError(f"{name} completes no pairs; choose one of `zoo list --form binocular`.")
     recipe = load_recipe(variant.recipe) if variant.recipe else None
-    path = zoo.fetch(variant.name)
-    model = timm.create_model(variant.name, pretrained=True).eval()
+    path = fetch(variant.name)
+    model: Any = timm.create_model(variant.name, pretrained=True).eval()
     return Subject(variant.name, model, recipe, path, hashlib.sha256(path.read_bytes()).hexdigest(), None)
 
 
@@ -676,21 +681,19 @@ def print_result(result: dict[str, Any]) -> None:
         console.print(table)
 
 
-def draw_completions(model: PairModel, sets: dict[str, Pairs], path: Path, rows: int = 4) -> None:
+def draw_completions(model: PairModel, sets: dict[str, Pairs], rows: int = 4) -> Figure:
     """A picture of completions of pairs spread over each set, with the right and the wrong reference."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     mean, std = (torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
     titles = ("image 1", "visible", "image 2", "completion", "a wrong image 2", "completion")
     height = len(sets) * rows
-    figure, axes = plt.subplots(height, len(titles), figsize=(9, 1.6 * height), layout="constrained")
+    figure = Figure((9, 1.6 * height), layout="constrained")
+    axes = figure.subplots(height, len(titles))
     for place, (name, pairs) in enumerate(sets.items()):
         chosen = torch.arange(rows) * (len(pairs.mask) // rows)
         some = Pairs(*(x[chosen] for x in pairs))
-        grid = tuple(side // model.patch_size for side in some.image1.shape[-2:])
+        grid = some.image1.shape[-2] // model.patch_size, some.image1.shape[-1] // model.patch_size
         seen = patchify(some.image1, model.patch_size).masked_fill(some.mask[:, :, None], 0)
         completed = [model.complete(some.image1, x, mask=some.mask).image for x in (some.image2, some.wrong)]
         visible = unpatchify(seen, model.patch_size, grid)
@@ -709,30 +712,4 @@ def draw_completions(model: PairModel, sets: dict[str, Pairs], path: Path, rows:
             "Hidden patches are drawn with their TRUE mean and deviation, so completions look better than they are.",
             fontsize=9,
         )
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def main(
-    model_or_run: Annotated[str, typer.Argument(help="a two-image model's name, or the folder of a training run")],
-    pairs: Annotated[int, typer.Option(min=8, help="number of held-out scenes")] = 500,
-    seed: Annotated[int, typer.Option(min=0, help="of the scenes, not the training's")] = HELD_OUT_SEED,
-    output: Annotated[Path | None, typer.Option(help="write the result to this JSON file")] = None,
-    picture: Annotated[Path | None, typer.Option(help="draw some completions into this PNG file")] = None,
-) -> None:
-    """Evaluate how a model completes image 1 with the help of image 2, against predictions that know less."""
-    try:
-        subject = load_subject(model_or_run)
-        with Console(stderr=True).status(f"evaluating {subject.name}, about a minute for a small model"):
-            result, scenes, photos = evaluate(subject, pairs, seed)
-    except ZooError as error:
-        raise SystemExit(f"error: {error}") from None
-    print_result(result)
-    if output is not None:
-        output.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    if picture is not None:
-        draw_completions(subject.model, dict(scenes=scenes, photos=photos), picture)
-
-
-if __name__ == "__main__":
-    typer.run(main)
+    return figure

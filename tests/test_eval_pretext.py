@@ -1,4 +1,4 @@
-"""tools/evaluate_jigsaw.py: what it measures on a run is what the run can do."""
+"""`zoo eval pretext`: what it measures on a run is what the run can do."""
 
 from __future__ import annotations
 
@@ -7,25 +7,28 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Run
 from safetensors.torch import load_file, save_file
 
 from tests.test_pirl import tiny
-from tools import evaluate_jigsaw
 from zoo.errors import TrainingError
+from zoo.evaluate import pretext
 from zoo.pretrain.engine import train
 
 
-def test_pirl_run(tmp_path: Path) -> None:
+def test_pirl_run(zoo: Run, tmp_path: Path) -> None:
     """A bank in which one image's vector points where all embeddings point gets that image's share."""
     run = tmp_path / "run"
     train(tiny(**{"optimizer.lr": 0.01}), run, workers=0, progress=False)
-    evaluate_jigsaw.main(run, None, samples=24)
+    code, out, err = zoo("eval", "pretext", run, "--samples", 24)
+    assert code == 0, err
     result = json.loads((run / "evaluation.json").read_text())
     assert result["samples"] == 24 and result["steps"] == 1 and result["seed"] == 0
     assert result["chance"] == pytest.approx(1 / 24) and result["bar"] == "above 0.5"
+    assert f"{result['own_image_nearest']:.4g}" in out
     assert result["holds"] == (result["own_image_nearest"] > 0.5)
 
-    _, source, objective = evaluate_jigsaw.load_run(run)
+    _, source, objective = pretext.load_run(run)
     view = objective.model.embed_view(
         objective.to_input(objective.transform({"index": 0, **source[0]}, 0)["patches"][None])
     )
@@ -35,12 +38,12 @@ def test_pirl_run(tmp_path: Path) -> None:
     bank[7] *= -1
     metadata = {"run": "{}"}
     save_file(state | {"objective.bank.vectors": bank}, checkpoint, metadata)
-    assert evaluate_jigsaw.evaluate(run, 24)["own_image_nearest"] == pytest.approx(1 / 24)
+    assert pretext.evaluate(run, 24)["own_image_nearest"] == pytest.approx(1 / 24)
 
 
-def test_other_runs(tmp_path: Path) -> None:
+def test_other_runs(zoo: Run, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="holds no training run"):
-        evaluate_jigsaw.evaluate(tmp_path, 10)
-    with pytest.raises(SystemExit, match="zoo train"):
-        evaluate_jigsaw.main(tmp_path, tmp_path / "x.json", 10)
+        pretext.evaluate(tmp_path, 10)
+    code, out, err = zoo("eval", "pretext", tmp_path, "-o", tmp_path / "x.json")
+    assert (code, out) == (2, "") and "zoo train" in err
     assert not (tmp_path / "x.json").exists()

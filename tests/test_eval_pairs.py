@@ -1,24 +1,23 @@
-"""tools/evaluate_pairs.py on cases whose answers are known."""
+"""`zoo eval pairs` on cases whose answers are known."""
 
 import copy
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import timm
 import torch
 import yaml
+from conftest import Run
 from torch import Tensor
 
-import zoo  # noqa: F401  (registers the models)
 from zoo.errors import RecipeError, TrainingError
+from zoo.evaluate import pairs as tool
 from zoo.layers.masking import random_mask, split_mask, take_tokens
 from zoo.layers.patchify import normalize_patches, patchify
 from zoo.models.croco import PairModel
+from zoo.pretrain.recipe import load_recipe
 from zoo.pretrain.scenes import SceneConfig
 from zoo.weights import save_safetensors
 
@@ -35,26 +34,13 @@ RECIPE = dict(
 )
 
 
-def load_tool() -> ModuleType:
-    path = Path(__file__).parents[1] / "tools" / "evaluate_pairs.py"
-    spec = importlib.util.spec_from_file_location("evaluate_pairs", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["evaluate_pairs"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
-
-
 @pytest.fixture(scope="module")
 def model() -> PairModel:
     torch.manual_seed(0)
     return timm.create_model(RECIPE["model"], **SMALL).eval()
 
 
-def shifted_pairs(dx: int, dy: int, count: int = 3, size: int = 64) -> "tool.Pairs":
+def shifted_pairs(dx: int, dy: int, count: int = 3, size: int = 64) -> tool.Pairs:
     """Pairs cut out of one noise image: what image 1 shows at (x, y) lies in image 2 at (x + dx, y + dy)."""
     generator = torch.Generator().manual_seed(1)
     noise = torch.rand(count, 3, size + 64, size + 64, generator=generator)
@@ -259,7 +245,13 @@ def test_encoders_are_refused():
         tool.load_subject("croco_nano_patch8_64")
 
 
-def test_runs_are_loaded_and_evaluated(tmp_path: Path, model: PairModel, capsys: pytest.CaptureFixture[str]):
+def test_runs_of_one_image_models_are_refused(zoo: Run, tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(load_recipe("jigsaw_nano").to_dict()), "utf-8")
+    code, out, err = zoo("eval", "pairs", tmp_path)
+    assert (code, out) == (2, "") and "completes no pairs; name" in err
+
+
+def test_runs_are_loaded_and_evaluated(zoo: Run, tmp_path: Path, model: PairModel):
     pytest.importorskip("skimage")
     with pytest.raises(TrainingError, match="checkpoint"):
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE), "utf-8")
@@ -276,10 +268,12 @@ def test_runs_are_loaded_and_evaluated(tmp_path: Path, model: PairModel, capsys:
 
     save_safetensors(model.state_dict(), tmp_path / "model.safetensors", {"steps": "4"})
     output, picture = tmp_path / "result.json", tmp_path / "picture.png"
-    tool.main(str(tmp_path), pairs=8, output=output, picture=picture)
+    code, out, err = zoo("eval", "pairs", tmp_path, "--pairs", 8, "--output", output, "--picture", picture)
+    assert code == 0, err
     result = json.loads(output.read_text("utf-8"))
     assert result["model"]["step"] == 4 and len(result["model"]["sha256"]) == 64
+    assert result["settings"]["scene_seed"] == tool.HELD_OUT_SEED
     assert result["settings"]["scene_config"]["image_size"] == 64
     assert not result["verdict"]["uses_reference"]["holds"]
     assert picture.stat().st_size > 10_000
-    assert "does not hold" in capsys.readouterr().out
+    assert "does not hold" in out and str(picture) in out

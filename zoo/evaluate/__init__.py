@@ -1,0 +1,1 @@
+"""Measuring what models have learned: `zoo eval` runs one of these files each."""
