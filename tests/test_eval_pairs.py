@@ -277,3 +277,17 @@ def test_runs_are_loaded_and_evaluated(zoo: Run, tmp_path: Path, model: PairMode
     assert not result["verdict"]["uses_reference"]["holds"]
     assert picture.stat().st_size > 10_000
     assert "does not hold" in out and str(picture) in out
+
+    code, out, err = zoo("eval", "look", tmp_path, "--output", tmp_path / "look")
+    assert code == 0, err
+    names = {path.name for path in (tmp_path / "look").iterdir()}
+    assert names == {"attention.png", "before_after.png", "feature_maps.png", "pair_matches.png"}
+    assert all(str(tmp_path / "look" / name) in out for name in names)
+
+
+def test_untrained_models_are_drawn_whole(model: PairModel):
+    fresh, state = tool.untrained(model), model.state_dict()
+    changed = {key for key, value in fresh.state_dict().items() if not torch.equal(value, state[key])}
+    assert {"encoder.patch_embed.proj.weight", "decoder.mask_token", "head.weight"} <= changed
+    again = tool.untrained(model).state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in fresh.state_dict().items()), "and always the same"

@@ -748,6 +748,22 @@ def eval_pairs(
         print(save_figure(evaluation.draw_completions(subject.model, sets), picture))
 
 
+@_eval.command("look")
+def eval_look(
+    model_or_run: Annotated[str, typer.Argument(help="A two-image model, or the folder of a training run.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pictures.")] = Path("look"),
+) -> None:
+    """Draw what a two-image model has learned: completions, attention, matches and features, before and after.
+
+    Example: zoo eval look croco_nano_patch8_64_dec128d4 -o look
+    """
+    from zoo.evaluate.pairs import load_subject
+    from zoo.evaluate.pictures import draw_learning
+
+    for path in draw_learning(load_subject(model_or_run), output):
+        print(path)
+
+
 @_eval.command("pretext")
 def eval_pretext(
     run: Annotated[Path, typer.Argument(help="Folder of a training run of PIRL, Jigsaw or Jigsaw Clustering.")],

@@ -153,27 +153,50 @@ class Frame(NamedTuple):
     text: str = ""
 
 
+class Lines(NamedTuple):
+    """Lines between points of an image, x and y in pixels (n, 2), green if `correct` (n,) and red if not."""
+
+    start: np.ndarray
+    end: np.ndarray
+    correct: np.ndarray
+
+
 class Panel(NamedTuple):
-    """An image (H, W, 3) in 0..1, what stands above it, and frames to be drawn on it."""
+    """An image (H, W, 3) in 0..1, what stands above it, and frames and lines to be drawn on it."""
 
     image: np.ndarray
     title: str = ""
     frames: Sequence[Frame] = ()
+    lines: Lines | None = None
+
+
+def match_panel(
+    view1: np.ndarray, view2: np.ndarray, points1: Tensor, points2: Tensor, correct: Tensor, title: str
+) -> Panel:
+    """Two views side by side, both (H, W, 3), with lines between matching points, x and y in pixels (n, 2)."""
+    gap = view1.shape[1] // 16
+    canvas = np.ones((view1.shape[0], view1.shape[1] + gap + view2.shape[1], 3))
+    canvas[:, : view1.shape[1]] = 0.3 + 0.7 * view1  # pale, so that the lines stand out
+    canvas[:, view1.shape[1] + gap :] = 0.3 + 0.7 * view2
+    moved = points2.numpy() + (view1.shape[1] + gap, 0)
+    return Panel(canvas, title, lines=Lines(points1.numpy(), moved, correct.numpy()))
 
 
 def draw_panels(
     rows: Sequence[Sequence[Panel]], title: str, caption: str, labels: Sequence[str] = (), panel: float = 2.4
 ) -> Figure:
     """Rows of equally many panels, all `panel` inches wide, with `labels` before the rows."""
-    heights = [panel * max(image.shape[0] / image.shape[1] for image, _, _ in row) for row in rows]
+    heights = [panel * max(p.image.shape[0] / p.image.shape[1] for p in row) for row in rows]
     size = (max(4.5, len(rows[0]) * panel), sum(heights) + 0.25 * sum(any(p.title for p in row) for row in rows) + 0.65)
     figure, axes = _figure(len(rows), len(rows[0]), size, heights)
     for row, line in zip(rows, axes, strict=True):
-        for (image, name, frames), ax in zip(row, line, strict=True):
-            ax.imshow(image, interpolation="nearest")
-            ax.set_title(name, fontsize=11)
-            for frame in frames:
+        for part, ax in zip(row, line, strict=True):
+            ax.imshow(part.image, interpolation="nearest")
+            ax.set_title(part.title, fontsize=11)
+            for frame in part.frames:
                 _draw_frame(ax, frame)
+            if part.lines is not None:
+                _draw_lines(ax, part.lines)
     for label, ax in zip(labels, axes[:, 0]):
         ax.set_ylabel(label, fontsize=10)
     return _finish(figure, title, caption)
@@ -217,8 +240,6 @@ def draw_matches(
     points1, points2: x and y in pixels (n, 2). correct: (n,) bool. Of more than `shown` matches a random choice is
     drawn. One above the other, because the lines of a stereo pair would hide each other side by side.
     """
-    from matplotlib.collections import LineCollection
-
     gap = view1.shape[0] // 40
     height, width = view1.shape[0] + gap + view2.shape[0], max(view1.shape[1], view2.shape[1])
     canvas = np.ones((height, width, 3))
@@ -229,13 +250,19 @@ def draw_matches(
     ax = axes[0, 0]
     ax.imshow(canvas)
     chosen = np.random.default_rng(0).permutation(len(correct))[:shown]
-    chosen = chosen[np.argsort(~correct[chosen], kind="stable")]  # wrong ones last, on top: none may hide
-    start, end = points1[chosen], points2[chosen] + (0, view1.shape[0] + gap)
-    colors = np.where(correct[chosen], CORRECT_COLOR, WRONG_COLOR)
+    _draw_lines(ax, Lines(points1[chosen], points2[chosen] + (0, view1.shape[0] + gap), correct[chosen]))
+    return _finish(figure, title, caption)
+
+
+def _draw_lines(ax: Any, lines: Lines) -> None:
+    from matplotlib.collections import LineCollection
+
+    order = np.argsort(~lines.correct, kind="stable")  # wrong ones last, on top: none may hide
+    start, end, correct = (array[order] for array in lines)
+    colors = np.where(correct, CORRECT_COLOR, WRONG_COLOR)
     ax.add_collection(LineCollection(list(np.stack((start, end), axis=1)), colors=colors, linewidths=1.0, alpha=0.8))
     for points in (start, end):
         ax.scatter(*points.T, s=10, c=colors, linewidths=0, zorder=3)
-    return _finish(figure, title, caption)
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:

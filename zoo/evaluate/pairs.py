@@ -408,11 +408,13 @@ def true_matches(pairs: Pairs, patch_size: int) -> tuple[Tensor, Tensor, Tensor]
     return centers, centers + median, counts
 
 
-def untrained(encoder: Any) -> Any:
-    """The encoder with weights drawn anew: how well random features match is what trained ones start from."""
+def untrained(model: Any) -> Any:
+    """An encoder, or a two-image model, with weights drawn anew: what trained ones start from."""
     with torch.random.fork_rng():
         torch.manual_seed(MASK_SEED)
-        fresh = copy.deepcopy(encoder)
+        fresh = copy.deepcopy(model)
+        if isinstance(fresh, PairModel):
+            fresh.encoder.init_weights()  # a pair's own draws what is behind it
         fresh.init_weights()
     return fresh
 
@@ -555,6 +557,22 @@ class Subject(NamedTuple):
     sha256: str
     step: int | None
 
+    @property
+    def mask_ratio(self) -> float:
+        """Share of patches that it is to complete: what its training ended with, or CroCo's."""
+        return self.recipe.objective.get("mask_ratio", 0.9) if self.recipe else 0.9
+
+    def scenes(self, seed: int) -> SceneConfig:
+        """The kind of scenes that it was trained on, or the renderer's default.
+
+        Raises RecipeError (a ValueError) when it was trained on the very scenes of `seed`.
+        """
+        if self.recipe is None or self.recipe.data["source"] != "scenes":
+            return SceneConfig(image_size=self.model.encoder.patch_embed.img_size)
+        if seed == self.recipe.seed:
+            raise RecipeError(f"Seed {seed} is the one that this model was trained with; choose another --seed.")
+        return make_source(self.recipe.data, seed, "pair").config
+
 
 def load_subject(model_or_run: str) -> Subject:
     """A pretrained two-image model by its timm name, or the model of a training run by the run's folder.
@@ -608,13 +626,7 @@ def evaluate(subject: Subject, count: int, seed: int) -> tuple[dict[str, Any], P
     """
     start = time.monotonic()
     model, recipe = subject.model, subject.recipe
-    if recipe is not None and recipe.data["source"] == "scenes":
-        if seed == recipe.seed:
-            raise RecipeError(f"Seed {seed} is the one that this model was trained with; choose another --seed.")
-        config = make_source(recipe.data, seed, "pair").config
-    else:
-        config = SceneConfig(image_size=model.encoder.patch_embed.img_size)
-    mask_ratio = recipe.objective.get("mask_ratio", 0.9) if recipe else 0.9
+    config, mask_ratio = subject.scenes(seed), subject.mask_ratio
     scenes = scene_pairs(config, seed, count, model, mask_ratio)
     photos = photo_pairs((config.height, config.width), model, mask_ratio)
     results = dict(scenes=measure(model, scenes), photos=measure(model, photos))
