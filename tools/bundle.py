@@ -1,7 +1,11 @@
 """Put a finished training run into the package: weights, record, how it was trained, how it measures, pictures.
 
-    python tools/bundle.py runs/croco_nano croco_nano_patch8_64_dec128d4.scenes --command "zoo train croco_nano"
+    zoo train croco_nano_far --workers 1 --output runs/far
+    zoo train croco_nano_far --workers 1 --output runs/again --set schedule.stop=200
+    python tools/bundle.py runs/far croco_nano_patch8_64_dec128d4.scenes_far --command "zoo train croco_nano_far" \
+        --again runs/again
 
+The second run shows that the first one can be had again: each of its losses must be the same to the last bit.
 Afterwards `python tools/make_cards.py` renders the cards from what this has written.
 """
 
@@ -21,6 +25,8 @@ from typing import Any
 import torch
 
 from zoo.demo import run_demo
+from zoo.evaluate.pairs import load_subject
+from zoo.evaluate.pictures import draw_learning
 from zoo.lookup import find_variant
 from zoo.pretrain.engine import read_log
 from zoo.pretrain.recipe import load_recipe
@@ -47,14 +53,30 @@ def training_record(run: Path, command: str, machine: str) -> dict[str, Any]:
     )
 
 
+def reproduced_losses(run: Path, again: Path) -> list[float]:
+    """The loss of each step of `again`, a shorter run of the same recipe, if they are those of `run`."""
+    recipes = [load_recipe(folder / "recipe.yaml").to_dict() for folder in (run, again)]
+    for recipe in recipes:
+        del recipe["schedule"]["stop"]
+    if recipes[0] != recipes[1] or recipes[0]["log_steps"] != 1:
+        raise SystemExit(f"{again} must repeat the recipe of {run}, which must log every step; train it again so.")
+    first, second = ([row["loss"] for row in read_log(folder)] for folder in (run, again))
+    if first[: len(second)] != second:
+        step = next(i for i, (a, b) in enumerate(zip(first, second)) if a != b)
+        raise SystemExit(f"Step {step + 1} of {again} has another loss than that of {run}; find out why.")
+    return second
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a finished run of `zoo train`")
     parser.add_argument("variant", help="the catalog's variant that it becomes; its first source names the file")
     parser.add_argument("--command", required=True, help="the command that made the run, for the card")
     parser.add_argument("--machine", default=f"{os.cpu_count()} CPU cores, {platform.machine()}", help="for the card")
+    parser.add_argument("--again", type=Path, required=True, help="folder of a second run that stopped earlier")
     args = parser.parse_args()
 
+    losses = reproduced_losses(args.run, args.again)
     variant = find_variant(args.variant)
     weights = sources.BUNDLED / variant.sources[0].location
     weights.parent.mkdir(exist_ok=True)
@@ -66,13 +88,14 @@ def main() -> None:
         location=weights.name,
         source_sha256=files.sha256(args.run / "model.safetensors"),
     )
-    record = training_record(args.run, args.command, args.machine)
+    record = training_record(args.run, args.command, args.machine) | dict(reproduced_losses=losses)
     weights.with_suffix(".training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
     pictures = ROOT / "model_cards" / variant.architecture
     pictures.mkdir(exist_ok=True)
     shutil.copyfile(args.run / "loss.png", pictures / "loss.png")
     run_demo(pictures, variant.name)
+    draw_learning(load_subject(variant.name), pictures)
     evaluation = weights.with_suffix(".evaluation.json")
     command = [sys.executable, "-m", "zoo.cli", "eval", "pairs", variant.name]
     subprocess.run([*command, "--output", str(evaluation), "--picture", str(pictures / "scenes.png")], check=True)

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's zoo
 
 import zoo  # noqa: F401  (registers the models)
 from zoo.catalog import VARIANTS, Variant
+from zoo.lookup import find_variant
 from zoo.models._masked import MaskedAutoencoder
 from zoo.models.itpn import ITPNClip
 from zoo.models.resnet import JigsawClusteringModel, JigsawModel
@@ -463,6 +464,10 @@ def _recipe_table(recipe: Recipe) -> str:
         "Schedule": f"{plan.warmup:g} {plan.unit} of linear warm-up, cosine over {plan.length:g} {plan.unit}{stop}",
         "Precision": recipe.precision,
     }
+    if recipe.init:
+        rows = {"Starts from": f"`{recipe.init}`"} | rows
+    for setting, points in recipe.curriculum.items():
+        rows[f"Changes: {setting}"] = ", ".join(f"{value} from step {step}" for step, value in points)
     return _table(rows)
 
 
@@ -487,6 +492,9 @@ def measured(variant: Variant) -> str:
 
 
 def _pictures(variant: Variant) -> list[str]:
+    """The pictures of an architecture, which are of its newest weights: those that its bare name loads."""
+    if find_variant(variant.architecture) != variant:
+        return []
     paths = sorted((CARDS / variant.architecture).glob("*.png"))
     return [f"![{path.stem.replace('_', ' ')}]({path.parent.name}/{path.name})" for path in paths]
 
@@ -523,7 +531,13 @@ def _training_run(variant: Variant, record: Path) -> str:
             "Loss when first logged": ", ".join(f"{loss:.4f}" for loss in run["first_losses"]),
             "Loss at the end": f"{run['final_loss']:.4f}",
         }
-        return f"```bash\n{run['command']}\n```\n\n{_table(rows)}"
+        text = f"```bash\n{run['command']}\n```\n\n{_table(rows)}"
+        if losses := run.get("reproduced_losses"):
+            text += (
+                f"\n\n<details><summary>The first {len(losses)} losses, the same to the last bit in a second run on "
+                f"the same machine</summary>\n\n{' '.join(f'{loss:.9g}' for loss in losses)}\n\n</details>"
+            )
+        return text
 
 
 def _samples(recipe: Recipe) -> str:

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -69,7 +68,7 @@ class WindowConv(torch.autograd.Function):
     """Depthwise convolution over windows cut out of x; nothing of a window's size is kept for the backward pass.
 
     Patches see each other mutually, so the gradient of x is the same operation on the output's gradient, with the
-    kernel turned by 180 degrees: nothing is scattered. The kernel's gradient is a depthwise convolution as well.
+    kernel turned by 180 degrees: nothing is scattered.
     """
 
     @staticmethod
@@ -82,10 +81,10 @@ class WindowConv(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, windows = ctx.saved_tensors
         grad_x = _convolve(_cut(grad, windows), weight.flip(2, 3))
-        # each patch's own output gradient is the kernel for its window
-        images = rearrange(_cut(x, windows), "m h w c -> 1 (m c) h w")
-        kernels = rearrange(grad, "m h w c -> (m c) 1 h w")
-        grad_weight = F.conv2d(images, kernels, groups=len(kernels)).view(len(x), *weight.shape).sum(0)
+        # place by place of the kernel: quicker than a grouped convolution, which needs other memory layouts
+        cut, p = _cut(x, windows), x.shape[1]
+        places = [(cut[:, i : i + p, j : j + p] * grad).sum((0, 1, 2)) for i in range(KERNEL) for j in range(KERNEL)]
+        grad_weight = torch.stack(places, dim=1).view_as(weight)
         return grad_x, grad_weight, None
 
 
