@@ -1,6 +1,6 @@
 """A zoo encoder under a segmentation head of segmentation_models_pytorch, trained for a few steps.
 
-    python examples/segmentation.py --encoder croco_nano_patch8_64.scenes --steps 60
+    python examples/segmentation.py --encoder croco_nano_patch8_64.scenes_far --steps 60
 
 Needs `pip install segmentation-models-pytorch` besides the zoo: its "tu-" encoders are timm's, and so, once zoo is
 imported, the zoo's. The task is a toy: to tell the discs of rendered pictures from what is behind them.
@@ -60,7 +60,7 @@ def train(model: nn.Module, steps: int, batch_size: int = 8) -> list[float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", default="croco_nano_patch8_64.scenes", help="a variant of the zoo")
+    parser.add_argument("--encoder", default="croco_nano_patch8_64.scenes_far", help="a variant of the zoo")
     parser.add_argument("--steps", type=int, default=60)
     args = parser.parse_args()
     torch.manual_seed(0)

@@ -19,9 +19,10 @@ import torch
 import torchvision.transforms.functional as functional
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
-from zoo import find_variant
+from zoo import fetch, find_variant
 from zoo.catalog import VARIANTS, Variant
 from zoo.evaluate import pairs
 from zoo.pretrain.data import make_source
@@ -29,7 +30,7 @@ from zoo.pretrain.recipe import load_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-NANO = find_variant("croco_nano_patch8_64_dec128d4.scenes")
+NANO = find_variant("croco_nano_patch8_64_dec128d4.scenes_far")
 
 
 def load_tool(name: str) -> ModuleType:
@@ -239,3 +240,11 @@ def test_check_names_stale_cards(
 
 def _code_blocks(variant: Variant) -> list[str]:
     return re.findall(r"```python\n(.*?)```", make_cards.card(variant), re.DOTALL)
+
+
+def test_first_small_weights_are_still_the_same() -> None:
+    """The small CroCo's first weights, from which its training went on, keep loading under their own tag."""
+    first, later = (fetch(f"croco_nano_patch8_64_dec128d4.{tag}") for tag in ("scenes", "scenes_far"))
+    assert sha256(first.read_bytes()).hexdigest() == "f42d11c2d436ef92819205487a004c9c5acc8aa2e2936c79bf17c2f6abd64668"
+    assert load_file(first).keys() == load_file(later).keys() and first.read_bytes() != later.read_bytes()
+    assert fetch("croco_nano_patch8_64") == later, "the bare name loads the newest"

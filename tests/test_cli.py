@@ -21,7 +21,7 @@ from zoo.catalog import VARIANTS
 from zoo.pictures import to_input
 from zoo.weights import files, save_safetensors, verify
 
-PAIR, ENCODER = "croco_nano_patch8_64_dec128d4.scenes", "croco_nano_patch8_64.scenes"
+PAIR, ENCODER = "croco_nano_patch8_64_dec128d4.scenes_far", "croco_nano_patch8_64.scenes_far"
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +244,7 @@ FAILURES = {
 def test_train_tells_of_its_data(zoo: Run) -> None:
     code, text, err = zoo("train", "classify_nano", "--dry-run", "--workers", 0, "--set", "batch_size=2")
     assert code == 0, err
-    assert "from croco_nano_patch8_64.scenes" in text and "patterns; 8 classes" in text
+    assert "from croco_nano_patch8_64.scenes_far" in text and "patterns; 8 classes" in text
     assert "every 75 steps; 500 samples; 8 classes" in text
 
 

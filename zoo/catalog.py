@@ -147,6 +147,12 @@ _NANO_TRAINING = (
     "Procedural scenes rendered on the fly by zoo/pretrain/scenes.py, with coarser textures and smaller displacements "
     "than the renderer's defaults: easier ones, and the held-out scenes of the evaluation are of the same kind."
 )
+_NANO_FAR_WEIGHTS = Source("package", "croco_nano_patch8_64_dec128d4.scenes_far.safetensors", layout="zoo")
+_NANO_FAR_TRAINING = (
+    "Trained on from the weights `croco_nano_patch8_64_dec128d4.scenes`, on procedural scenes with views farther "
+    "apart: displacements up to a quarter of the width. Textures are still coarser than the renderer's default, and "
+    "the held-out scenes of the evaluation are of the same kind."
+)
 
 # crocoflow.pth is the file of the MPI-Sintel submission, by the reference's stereoflow/README.MD. The stereo
 # figures of the paper that could be found were measured with other files, fine-tuned for each benchmark.
@@ -168,10 +174,40 @@ DEFAULT_PAIR = "croco_nano_patch8_64_dec128d4"
 _CROCO = (
     Variant(
         architecture="croco_nano_patch8_64_dec128d4",
-        tag="scenes",
+        tag="scenes_far",
         family="croco",
         form="binocular",
         description="CroCo in small: encoder and two-image decoder, trained by this package, weights inside it",
+        args={**_NANO, **_NANO_DECODER},
+        parameters=2_926_080,
+        license="Apache-2.0",
+        paper=CROCO_V2_PAPER,
+        input_size=(3, 64, 64),
+        sources=(_NANO_FAR_WEIGHTS,),
+        recipe="croco_nano_far",
+        training=_NANO_FAR_TRAINING,
+    ),
+    Variant(
+        architecture="croco_nano_patch8_64",
+        tag="scenes_far",
+        family="croco",
+        form="encoder",
+        description="Encoder of the small CroCo trained by this package, weights inside it",
+        args=_NANO,
+        parameters=1_816_896,
+        license="Apache-2.0",
+        paper=CROCO_V2_PAPER,
+        input_size=(3, 64, 64),
+        sources=(_NANO_FAR_WEIGHTS,),
+        recipe="croco_nano_far",
+        training=_NANO_FAR_TRAINING,
+    ),
+    Variant(
+        architecture="croco_nano_patch8_64_dec128d4",
+        tag="scenes",
+        family="croco",
+        form="binocular",
+        description="The small CroCo's first weights, with which its training went on, inside the package",
         args={**_NANO, **_NANO_DECODER},
         parameters=2_926_080,
         license="Apache-2.0",
@@ -186,7 +222,7 @@ _CROCO = (
         tag="scenes",
         family="croco",
         form="encoder",
-        description="Encoder of the small CroCo trained by this package, weights inside it",
+        description="Encoder of the small CroCo's first weights, inside the package",
         args=_NANO,
         parameters=1_816_896,
         license="Apache-2.0",

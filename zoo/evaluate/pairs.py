@@ -3,7 +3,7 @@
 A low completion loss deceives: colors alone, or one shift of the whole second image, explain much of it. So the
 model is set against predictions that know only so much, on held-out procedural scenes and on real photos.
 
-    zoo eval pairs croco_nano_patch8_64_dec128d4.scenes --output evaluation.json
+    zoo eval pairs croco_nano_patch8_64_dec128d4 --output evaluation.json
     zoo eval pairs runs/croco_nano --picture completions.png     # a run, also one still going
 
 Every loss is CroCo's: the squared error of a hidden patch normalized by its own mean and deviation, averaged over

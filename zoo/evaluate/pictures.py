@@ -95,7 +95,7 @@ def draw_attention(fresh: PairModel, model: PairModel, examples: list[Example]) 
         size = model.patch_size
         centers, targets, counts = true_matches(pair, size)
         hidden = split_mask(pair.mask, int(pair.mask.sum()))[1][0]
-        query = farthest(hidden[counts[0, hidden]], targets[0] - centers)
+        query = median_way(hidden[counts[0, hidden]], targets[0] - centers)
         patch, truth = (
             _frame(point[query], size, color) for point, color in ((centers, QUERY_COLOR), (targets[0], TRUTH_COLOR))
         )
@@ -109,7 +109,7 @@ def draw_attention(fresh: PairModel, model: PairModel, examples: list[Example]) 
         rows.append(row)
     caption = (
         "Bright: where the patch's token attends, averaged over the heads. Blue: where the patch truly is in image 2. "
-        "Patches that move far were chosen, since a short way is no sign of search."
+        "Of each pair's hidden patches the one with the median displacement is shown."
     )
     return pictures.draw_panels(rows, "", caption, [name for name, _ in examples], panel=2.4)
 
@@ -119,9 +119,9 @@ def _frame(center: Tensor, size: int, color: str) -> Frame:
     return Frame(left, upper, size, size, color)
 
 
-def farthest(patches: Tensor, way: Tensor) -> int:
-    """Of `patches` (n,) the one with the longest way (N, 2)."""
-    return int(patches[way[patches].norm(dim=1).argmax()])
+def median_way(patches: Tensor, way: Tensor) -> int:
+    """Of `patches` (n,) the one whose way (N, 2) is of median length."""
+    return int(patches[way[patches].norm(dim=1).median(dim=0).indices])
 
 
 def sharpest(maps: list[Tensor]) -> int:
@@ -141,14 +141,21 @@ def glow(image: np.ndarray, weights: Tensor, size: int) -> np.ndarray:
 
 
 def draw_pair_matches(fresh: PairModel, model: PairModel, examples: list[Example]) -> Figure:
-    """Patches of both images that are each other's nearest by the encoder's tokens, before and after training."""
+    """Matches by the encoder's tokens, before and after training, and by the trained decoder's attention."""
     rows = []
     for _, pair in examples:
         view1, view2 = (pictures.to_pixels(x, model)[0] for x in (pair.image1, pair.image2))
         centers, targets, counts = true_matches(pair, model.patch_size)
+        hidden = split_mask(pair.mask, int(pair.mask.sum()))[1][0]
+        with recorded_attention(model) as maps:
+            model.predict(pair.image1, pair.image2, pair.mask, len(hidden))
+        found = {
+            f"{name} tokens": mutual_matches(*(net.encoder.forward_features(x)[0] for x in (pair.image1, pair.image2)))
+            for net, name in ((fresh, "untrained"), (model, "trained"))
+        }
+        found["trained decoder"] = hidden, maps[-1][0, hidden].argmax(dim=1)
         row = []
-        for net, name in ((fresh, "untrained"), (model, "trained")):
-            first, second = mutual_matches(*(net.encoder.forward_features(x)[0] for x in (pair.image1, pair.image2)))
+        for name, (first, second) in found.items():
             known = counts[0, first]
             first, second = first[known], second[known]
             right = (centers[second] - targets[0, first]).norm(dim=1) <= model.patch_size
@@ -156,10 +163,11 @@ def draw_pair_matches(fresh: PairModel, model: PairModel, examples: list[Example
             row.append(pictures.match_panel(view1, view2, centers[first], centers[second], right, title))
         rows.append(row)
     caption = (
-        "Patches of both images that are each other's nearest by the encoder's tokens; green: within a patch width of "
+        "Tokens: patches of both images that are each other's nearest by the encoder's tokens. Decoder: where each "
+        "hidden patch of image 1, which it has not seen, attends most in its last block. Green: within a patch width of "
         "the truth. Only patches that both images show can be judged."
     )
-    return pictures.draw_panels(rows, "", caption, [name for name, _ in examples], panel=4.4)
+    return pictures.draw_panels(rows, "", caption, [name for name, _ in examples], panel=3.9)
 
 
 def draw_features(fresh: PairModel, model: PairModel, subject: Subject) -> Figure:
