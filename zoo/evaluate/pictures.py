@@ -164,8 +164,8 @@ def draw_pair_matches(fresh: PairModel, model: PairModel, examples: list[Example
         rows.append(row)
     caption = (
         "Tokens: patches of both images that are each other's nearest by the encoder's tokens. Decoder: where each "
-        "hidden patch of image 1, which it has not seen, attends most in its last block. Green: within a patch width of "
-        "the truth. Only patches that both images show can be judged."
+        "hidden patch of image 1, which it has not seen, attends most in its last block. Green: within a patch width "
+        "of the truth. Only patches that both images show can be judged."
     )
     return pictures.draw_panels(rows, "", caption, [name for name, _ in examples], panel=3.9)
 
