@@ -137,14 +137,15 @@ def records(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., No
     weights = tmp_path / NANO.sources[0].location
     weights.write_bytes(b"weights")
     subject = pairs.Subject(NANO.name, model, recipe, weights, sha256(b"weights").hexdigest(), None)
-    few = pairs.scene_pairs(make_source(recipe.data, 1, "pair").config, 1, 8, model, 0.9)
+    held_out = recipe.seed + 1
+    few = pairs.scene_pairs(make_source(recipe.data, held_out, "pair").config, held_out, 8, model, 0.9)
     monkeypatch.setattr(pairs, "photo_pairs", lambda *args: few)
-    evaluation, _, _ = pairs.evaluate(subject, 8, 1)
+    evaluation, _, _ = pairs.evaluate(subject, 8, held_out)
     steps = int(recipe.schedule.length)
     run = dict(
-        command="zoo train croco_nano",
-        recipe="croco_nano",
-        seed=0,
+        command=f"zoo train {recipe.name}",
+        recipe=recipe.name,
+        seed=recipe.seed,
         steps=steps,
         samples=steps * recipe.batch_size,
         hours=1.44,
@@ -153,6 +154,7 @@ def records(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., No
         date="2026-01-01",
         final_loss=0.51234,
         first_losses=[1.5, 1.25],
+        reproduced_losses=[0.123456789, 0.1],
     )
     monkeypatch.setattr(make_cards, "BUNDLED", tmp_path)
 
@@ -168,7 +170,14 @@ def test_bundled_weights_say_how_they_were_made(
     records: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = make_cards.card(NANO)
-    for piece in ("zoo train croco_nano", "1.4 hours", "1.5000, 1.2500", "0.5123", "8 scenes that training never saw"):
+    for piece in (
+        "zoo train croco_nano_far",
+        "1.4 hours",
+        "1.5000, 1.2500",
+        "0.5123",
+        "0.123456789 0.1",
+        "8 scenes that training never saw",
+    ):
         assert piece in text
     assert text.count("the model, with the true second view") == 1
     assert text.count("cross-attention of decoder block") == NANO.args["decoder_depth"]
@@ -191,7 +200,7 @@ def test_records_that_are_missing_or_do_not_fit_are_named(records: Callable[...,
         return str(error.value)
 
     records(steps=3)
-    assert "training.json: it describes another run than the recipe croco_nano" in complaint()
+    assert "training.json: it describes another run than the recipe croco_nano_far" in complaint()
     records(hours=None)
     assert "training.json lacks or misstates" in complaint()
     records()
@@ -204,6 +213,25 @@ def test_records_that_are_missing_or_do_not_fit_are_named(records: Callable[...,
     assert "evaluation.json: it is about other weights" in complaint()
     path.unlink()
     assert complaint() == f"{path} is missing; cards of weights in the package are made from it"
+
+
+def test_a_second_run_must_give_the_same_losses(tmp_path: Path) -> None:
+    bundle = load_tool("bundle")
+
+    def run(name: str, losses: list[float], **changes: Any) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(load_recipe(NANO.recipe, changes).to_dict()), "utf-8")
+        rows = [json.dumps(dict(step=step, loss=loss)) for step, loss in enumerate(losses, 1)]
+        (folder / "log.jsonl").write_text("\n".join(rows) + "\n", "utf-8")
+        return folder
+
+    first = run("first", [0.1, 0.2, 0.3])
+    assert bundle.reproduced_losses(first, run("again", [0.1, 0.2], **{"schedule.stop": 2})) == [0.1, 0.2]
+    with pytest.raises(SystemExit, match="Step 2 of"):
+        bundle.reproduced_losses(first, run("other", [0.1, 0.2 + 1e-9], **{"schedule.stop": 2}))
+    with pytest.raises(SystemExit, match="must repeat the recipe"):
+        bundle.reproduced_losses(first, run("seed", [0.1, 0.2], seed=7))
 
 
 def test_readme_table_replaces_what_is_between_its_markers() -> None:
