@@ -1,17 +1,28 @@
 """Scenes rendered in torch are those of numpy, whatever the batch; and so are the batches that training gets."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from zoo.errors import RecipeError
 from zoo.pretrain.data import StepSampler, make_loader, to_device
 from zoo.pretrain.engine import make_objective, make_source
 from zoo.pretrain.recipe import load_recipe
 from zoo.pretrain.scenes import SceneConfig, SceneImages, ScenePairs, render_pair
-from zoo.pretrain.scenes_torch import DrawnScenes, draw_batch, render, render_views
+from zoo.pretrain.scenes_torch import (
+    DrawnScenes,
+    SceneBatch,
+    ScenePairBatch,
+    draw_batch,
+    render,
+    render_in_torch,
+    render_views,
+    render_views_in_torch,
+)
 
 CONFIG = SceneConfig()
 
@@ -21,9 +32,10 @@ CONFIG = SceneConfig()
     [CONFIG, SceneConfig(image_size=(24, 40), supersample=2, displacement=(0.15, 0.3), texture_scale=(0.05, 0.1))],
     ids=["default", "supersampled"],
 )
-def test_same_scenes_as_numpy(config: SceneConfig) -> None:
+@pytest.mark.parametrize("way", [render, render_in_torch])
+def test_same_scenes_as_numpy(config: SceneConfig, way: Callable[[SceneConfig, SceneBatch], ScenePairBatch]) -> None:
     count = 24
-    got = render(config, draw_batch(config, 7, range(count)))
+    got = way(config, draw_batch(config, 7, range(count)))
     pairs = [render_pair(config, 7, index) for index in range(count)]
     images = np.stack([np.stack((pair.img1, pair.img2)) for pair in pairs]).transpose(0, 1, 4, 2, 3)
     off = np.abs(got.images.numpy().astype(int) - images)
@@ -37,11 +49,12 @@ def test_same_scenes_as_numpy(config: SceneConfig) -> None:
     assert np.mean(got.covisible.numpy() != np.stack([pair.covisible for pair in pairs])) < 1e-3
 
 
-def test_batches_are_scenes_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", [render_views, render_views_in_torch])
+def test_batches_are_scenes_one_by_one(way: Callable[[SceneConfig, SceneBatch], tuple[Tensor, Tensor]]) -> None:
     scenes = draw_batch(CONFIG, 0, range(5))
-    images, depth = render_views(CONFIG, scenes)
-    monkeypatch.setattr("zoo.pretrain.scenes_torch._CPU_RAYS", 1)
-    alone, alone_depth = render_views(CONFIG, scenes)
+    images, depth = way(CONFIG, scenes)
+    single = [way(CONFIG, SceneBatch(*part)) for part in zip(*(x.split(1) for x in scenes))]
+    alone, alone_depth = (torch.cat(parts) for parts in zip(*single))
     assert (images.int() - alone.int()).abs().max() <= 1
     torch.testing.assert_close(depth, alone_depth, rtol=1e-5, atol=0)
 

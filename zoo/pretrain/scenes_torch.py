@@ -2,7 +2,8 @@
 
 numpy draws a scene (`sample_scene`, about a millisecond, in the data workers); what is here is the array mathematics
 of `scenes.render` on a batch of drawn scenes, on whatever device they lie. Both give the same picture and geometry up
-to float rounding, which moves a pixel now and then across an object's edge. Conventions are those of `scenes`.
+to float rounding, which moves a pixel now and then across an object's edge. On a CPU numpy's is quicker and does the
+work. Conventions are those of `scenes`.
 
 Shapes: B scenes, V views, N rays of a view, P = V * N; S solids, T textures.
 """
@@ -10,7 +11,7 @@ Shapes: B scenes, V views, N rays of a view, P = V * N; S solids, T textures.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import RecipeError
+from zoo.pretrain import scenes as by_numpy
 from zoo.pretrain.scenes import (
     _BOXES,
     _NEAR,
@@ -28,10 +30,11 @@ from zoo.pretrain.scenes import (
     Scene,
     SceneConfig,
     ScenePairs,
+    Solids,
+    Surfaces,
     sample_scene,
 )
 
-_CPU_RAYS = 32768  # rendered at a time on a CPU: few enough for the cache, enough to make up for the calls
 _FAR = 1e30  # times by how much a ray misses it: the depth of what is not hit
 
 
@@ -122,24 +125,46 @@ def draw_batch(config: SceneConfig, seed: int, indices: range) -> SceneBatch:
 
 
 def render(config: SceneConfig, scenes: SceneBatch) -> ScenePairBatch:
-    """Two views of each scene and their geometry."""
-    return ScenePairBatch(*_in_parts(_render_pairs, config, scenes))
+    """Two views of each scene and their geometry; on a CPU by numpy's renderer, which is quicker there."""
+    if scenes.focal.device.type != "cpu":
+        return render_in_torch(config, scenes)
+    pairs = [by_numpy.render(config, scene) for scene in _single_scenes(scenes)]
+    images = np.stack([(pair.img1, pair.img2) for pair in pairs]).transpose(0, 1, 4, 2, 3)
+    depth = np.stack([(pair.depth1, pair.depth2) for pair in pairs])
+    flow = np.stack([pair.flow for pair in pairs]).transpose(0, 3, 1, 2)
+    covisible = np.stack([pair.covisible for pair in pairs])
+    return ScenePairBatch(*(torch.from_numpy(np.ascontiguousarray(x)) for x in (images, depth, flow, covisible)))
 
 
 def render_views(config: SceneConfig, scenes: SceneBatch) -> tuple[Tensor, Tensor]:
-    """All views of each scene: uint8 images (B, V, 3, H, W) and z-depths (B, V, H, W)."""
-    images, depth = _in_parts(_render_views, config, scenes)
-    return images, depth
+    """All views of each scene: uint8 images (B, V, 3, H, W) and z-depths (B, V, H, W); where, see `render`."""
+    if scenes.focal.device.type != "cpu":
+        return render_views_in_torch(config, scenes)
+    views = [by_numpy._render_views(config, scene) for scene in _single_scenes(scenes)]
+    images, depth = (np.stack(parts) for parts in zip(*views))
+    return torch.from_numpy(images).movedim(-1, 2).contiguous(), torch.from_numpy(depth)
 
 
-def _in_parts(render_some: Callable[..., tuple[Tensor, ...]], config: SceneConfig, scenes: SceneBatch) -> list[Tensor]:
-    """`render_some` on as many scenes at a time as the device is quickest with."""
-    count = len(scenes.focal)
-    if scenes.focal.device.type == "cpu":
-        count = max(1, _CPU_RAYS // (scenes.cameras.shape[1] * config.height * config.width * config.supersample**2))
-    with torch.inference_mode():
-        parts = [render_some(config, SceneBatch(*part)) for part in zip(*(x.split(count) for x in scenes))]
-    return [torch.cat(part) for part in zip(*parts)]
+def _single_scenes(scenes: SceneBatch) -> Iterator[Scene]:
+    """A batch on the CPU as numpy's renderer takes it."""
+    for row in zip(*(array.numpy() for array in scenes)):
+        focal, cameras, light, lattice, *shapes = row
+        centers, rotations, half_sizes, used, cells, waves, noise, colors = shapes
+        solids = Solids(centers, rotations, half_sizes, used)
+        surfaces = Surfaces(cells, waves, noise, colors, image=np.full(len(cells), -1, np.int32))
+        yield Scene(float(focal), cameras, light, lattice, solids, surfaces)
+
+
+@torch.inference_mode()
+def render_in_torch(config: SceneConfig, scenes: SceneBatch) -> ScenePairBatch:
+    """`render` on the scenes' own device, whatever it is."""
+    return ScenePairBatch(*_render_pairs(config, scenes))
+
+
+@torch.inference_mode()
+def render_views_in_torch(config: SceneConfig, scenes: SceneBatch) -> tuple[Tensor, Tensor]:
+    """`render_views` on the scenes' own device, whatever it is."""
+    return _render_views(config, scenes)
 
 
 def _render_pairs(config: SceneConfig, scenes: SceneBatch) -> tuple[Tensor, ...]:
