@@ -155,13 +155,13 @@ def _single_scenes(scenes: SceneBatch) -> Iterator[Scene]:
         yield Scene(float(focal), cameras, light, lattice, solids, surfaces)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def render_in_torch(config: SceneConfig, scenes: SceneBatch) -> ScenePairBatch:
     """`render` on the scenes' own device, whatever it is."""
     return ScenePairBatch(*_render_pairs(config, scenes))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def render_views_in_torch(config: SceneConfig, scenes: SceneBatch) -> tuple[Tensor, Tensor]:
     """`render_views` on the scenes' own device, whatever it is."""
     return _render_views(config, scenes)
