@@ -7,7 +7,7 @@ Adding a variant = one entry in `VARIANTS`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -171,67 +171,47 @@ _SINTEL = tuple(
 DEFAULT_PAIR = "croco_nano_patch8_64_dec128d4"
 """What completes photos when nobody names a model: its weights come with the package."""
 
+_NANO_PAIR = Variant(
+    architecture="croco_nano_patch8_64_dec128d4",
+    tag="scenes_far",
+    family="croco",
+    form="binocular",
+    description="CroCo in small: encoder and two-image decoder, trained by this package, weights inside it",
+    args={**_NANO, **_NANO_DECODER},
+    parameters=2_926_080,
+    license="Apache-2.0",
+    paper=CROCO_V2_PAPER,
+    input_size=(3, 64, 64),
+    sources=(_NANO_FAR_WEIGHTS,),
+    recipe="croco_nano_far",
+    training=_NANO_FAR_TRAINING,
+)
+_NANO_ENCODER = Variant(
+    architecture="croco_nano_patch8_64",
+    tag="scenes_far",
+    family="croco",
+    form="encoder",
+    description="Encoder of the small CroCo trained by this package, weights inside it",
+    args=_NANO,
+    parameters=1_816_896,
+    license="Apache-2.0",
+    paper=CROCO_V2_PAPER,
+    input_size=(3, 64, 64),
+    sources=(_NANO_FAR_WEIGHTS,),
+    recipe="croco_nano_far",
+    training=_NANO_FAR_TRAINING,
+)
+_NANO_FIRST: dict[str, Any] = dict(tag="scenes", sources=(_NANO_WEIGHTS,), recipe="croco_nano", training=_NANO_TRAINING)
+
 _CROCO = (
-    Variant(
-        architecture="croco_nano_patch8_64_dec128d4",
-        tag="scenes_far",
-        family="croco",
-        form="binocular",
-        description="CroCo in small: encoder and two-image decoder, trained by this package, weights inside it",
-        args={**_NANO, **_NANO_DECODER},
-        parameters=2_926_080,
-        license="Apache-2.0",
-        paper=CROCO_V2_PAPER,
-        input_size=(3, 64, 64),
-        sources=(_NANO_FAR_WEIGHTS,),
-        recipe="croco_nano_far",
-        training=_NANO_FAR_TRAINING,
-    ),
-    Variant(
-        architecture="croco_nano_patch8_64",
-        tag="scenes_far",
-        family="croco",
-        form="encoder",
-        description="Encoder of the small CroCo trained by this package, weights inside it",
-        args=_NANO,
-        parameters=1_816_896,
-        license="Apache-2.0",
-        paper=CROCO_V2_PAPER,
-        input_size=(3, 64, 64),
-        sources=(_NANO_FAR_WEIGHTS,),
-        recipe="croco_nano_far",
-        training=_NANO_FAR_TRAINING,
-    ),
-    Variant(
-        architecture="croco_nano_patch8_64_dec128d4",
-        tag="scenes",
-        family="croco",
-        form="binocular",
+    _NANO_PAIR,
+    _NANO_ENCODER,
+    replace(
+        _NANO_PAIR,
         description="The small CroCo's first weights, with which its training went on, inside the package",
-        args={**_NANO, **_NANO_DECODER},
-        parameters=2_926_080,
-        license="Apache-2.0",
-        paper=CROCO_V2_PAPER,
-        input_size=(3, 64, 64),
-        sources=(_NANO_WEIGHTS,),
-        recipe="croco_nano",
-        training=_NANO_TRAINING,
+        **_NANO_FIRST,
     ),
-    Variant(
-        architecture="croco_nano_patch8_64",
-        tag="scenes",
-        family="croco",
-        form="encoder",
-        description="Encoder of the small CroCo's first weights, inside the package",
-        args=_NANO,
-        parameters=1_816_896,
-        license="Apache-2.0",
-        paper=CROCO_V2_PAPER,
-        input_size=(3, 64, 64),
-        sources=(_NANO_WEIGHTS,),
-        recipe="croco_nano",
-        training=_NANO_TRAINING,
-    ),
+    replace(_NANO_ENCODER, description="Encoder of the small CroCo's first weights, inside the package", **_NANO_FIRST),
     Variant(
         architecture="croco_nano_patch8_64_mae",
         tag="",
