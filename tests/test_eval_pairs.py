@@ -14,6 +14,7 @@ from torch import Tensor
 
 from zoo.errors import RecipeError, TrainingError
 from zoo.evaluate import pairs as tool
+from zoo.evaluate.pictures import draw_learning
 from zoo.layers.masking import random_mask, split_mask, take_tokens
 from zoo.layers.patchify import normalize_patches, patchify
 from zoo.models.croco import PairModel
@@ -291,3 +292,9 @@ def test_untrained_models_are_drawn_whole(model: PairModel):
     assert {"encoder.patch_embed.proj.weight", "decoder.mask_token", "head.weight"} <= changed
     again = tool.untrained(model).state_dict()
     assert all(torch.equal(value, again[key]) for key, value in fresh.state_dict().items()), "and always the same"
+
+
+def test_decoders_without_cross_attention_are_not_drawn(tmp_path: Path):
+    model = timm.create_model(RECIPE["model"], **SMALL, decoder_block="cat").eval()
+    with pytest.raises(RecipeError, match="no cross-attention"):
+        draw_learning(tool.Subject("cat", model, None, tmp_path, "", None), tmp_path)

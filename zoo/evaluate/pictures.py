@@ -17,6 +17,7 @@ from torch import Tensor
 
 from zoo import pictures
 from zoo.demo import mutual_matches, stereo_pair
+from zoo.errors import RecipeError
 from zoo.evaluate.pairs import (
     HELD_OUT_SEED,
     Pairs,
@@ -28,7 +29,7 @@ from zoo.evaluate.pairs import (
     untrained,
 )
 from zoo.layers.masking import split_mask
-from zoo.models.croco import PairModel
+from zoo.models.croco import CrossBlock, PairModel
 from zoo.pictures import Frame, Panel
 
 if TYPE_CHECKING:
@@ -48,8 +49,14 @@ class Example(NamedTuple):
 def draw_learning(subject: Subject, folder: Path) -> list[Path]:
     """Write attention.png, before_after.png, feature_maps.png and pair_matches.png into `folder`.
 
-    Raises DataError (a ValueError) without scikit-image's photos.
+    Raises RecipeError (a ValueError) for a decoder without cross-attention, DataError (a ValueError) without
+    scikit-image's photos.
     """
+    if not any(isinstance(block, CrossBlock) for block in subject.model.decoder.blocks):
+        raise RecipeError(
+            f"{subject.name} has no cross-attention to draw; choose a two-image model with cross-attention blocks, or "
+            "`zoo eval pairs --picture` for completions alone."
+        )
     model, fresh = subject.model, untrained(subject.model)
     with torch.inference_mode():
         examples = list(choose_examples(subject))
