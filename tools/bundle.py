@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 from datetime import date
@@ -33,11 +34,13 @@ from zoo.pretrain.recipe import load_recipe
 from zoo.weights import files, sources
 
 ROOT = Path(__file__).parents[1]
+LAST_STEPS = 200  # whose mean is "the loss at the end": that of a single one is noise
 
 
 def training_record(run: Path, command: str, machine: str) -> dict[str, Any]:
     """How a run was made: what the card shows, read from its recipe and log."""
     recipe, rows = load_recipe(run / "recipe.yaml"), read_log(run)
+    last = [row["loss"] for row in rows if row["step"] > rows[-1]["step"] - LAST_STEPS]
     return dict(
         command=command,
         recipe=recipe.name,
@@ -49,7 +52,7 @@ def training_record(run: Path, command: str, machine: str) -> dict[str, Any]:
         torch=torch.__version__,
         date=date.today().isoformat(),
         first_losses=[round(row["loss"], 6) for row in rows[:10]],
-        final_loss=round(sum(row["loss"] for row in rows[-10:]) / len(rows[-10:]), 4),
+        final_loss=round(statistics.fmean(last), 4),
     )
 
 
