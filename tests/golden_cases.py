@@ -29,8 +29,8 @@ from zoo.models.fast_itpn import FastITPN
 from zoo.models.hivit import HiViT, HiViTMAE
 from zoo.models.itpn import ITPN, ITPNClip, ITPNPixel
 from zoo.models.resnet import JigsawClusteringHeads, JigsawClusteringModel
-from zoo.pretrain.jigsaw_clustering import cluster_loss, quarter_boxes, shuffle
-from zoo.pretrain.pirl import Pirl
+from zoo.train.objectives.jigsaw_clustering import cluster_loss, quarter_boxes, shuffle
+from zoo.train.objectives.pirl import Pirl
 from zoo.weights import Checkpoint
 
 

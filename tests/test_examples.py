@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.hub_server import HubServer
+from tests.support.hub_server import HubServer
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PICTURES = {"quickstart": 3, "dense_prediction": 2, "train_and_publish": 2}

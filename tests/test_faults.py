@@ -27,7 +27,11 @@ from typing import Any
 import pytest
 import timm
 import torch
-from checkpoints import (
+from safetensors.torch import load_file, save
+
+import zoo  # noqa: F401
+from tests.conftest import fault_rows
+from tests.support.checkpoints import (
     RULES,
     FileServer,
     Reply,
@@ -37,12 +41,8 @@ from checkpoints import (
     torch_bytes,
     variant_of,
 )
-from conftest import fault_rows
-from eight_processes import digest
-from hub_server import Fault, HubServer
-from safetensors.torch import load_file, save
-
-import zoo  # noqa: F401
+from tests.support.eight_processes import digest
+from tests.support.hub_server import Fault, HubServer
 from zoo.catalog import Source, Variant
 from zoo.errors import (
     CheckpointMismatchError,
@@ -94,9 +94,10 @@ def test_every_row_has_its_test() -> None:
     assert len(set(named)) == len(named)
     for _, _, read, test in rows:
         file, _, function = test.partition("::")
+        (path,) = TESTS.rglob(file)
         found = [
             node
-            for node in ast.parse((TESTS / file).read_text(encoding="utf-8")).body
+            for node in ast.parse(path.read_text(encoding="utf-8")).body
             if isinstance(node, ast.FunctionDef) and node.name == function
         ]
         assert found, f"{test} is in docs/faults.md and doesn't exist"
@@ -726,9 +727,9 @@ def test_cache_in_use(
 
 
 def run_script(name: str, *arguments: object) -> str:
-    paths = [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
+    paths = [str(TESTS.parent), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(TESTS / name), *map(str, arguments)]
+    command = [sys.executable, str(TESTS / "support" / name), *map(str, arguments)]
     result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=120)
     assert result.returncode == 0, result.stdout
     return result.stdout

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import timm
-from hub_server import HubServer
 
+from tests.support.hub_server import HubServer
 from zoo import publish
 from zoo.catalog import VARIANTS
 

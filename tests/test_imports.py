@@ -18,12 +18,13 @@ ROOMS = {  # what each room may import of ours, besides itself
     "weights": {"catalog", "errors", "lookup"},
     "models": {"catalog", "errors", "lookup", "layers", "weights"},
     "pictures": {"errors", "layers"},
-    "pretrain": {"catalog", "errors", "lookup", "layers", "weights", "models", "pictures"},
+    "scenes": {"errors"},
+    "train": {"catalog", "errors", "lookup", "layers", "weights", "models", "pictures", "scenes"},
     "demo": {"catalog", "errors", "lookup", "layers", "weights", "models", "pictures"},
-    "publish": {"catalog", "errors", "lookup", "weights", "models", "pictures", "pretrain", "demo"},
-    "evaluate": {"catalog", "errors", "lookup", "layers", "weights", "models", "pictures", "pretrain", "demo"},
+    "publish": {"catalog", "errors", "lookup", "weights", "models", "pictures", "scenes", "train", "demo"},
+    "evaluate": {"catalog", "errors", "lookup", "layers", "weights", "models", "pictures", "scenes", "train", "demo"},
     "cli": {
-        *("catalog", "errors", "lookup", "layers", "weights", "models", "pictures", "pretrain", "demo"),
+        *("catalog", "errors", "lookup", "layers", "weights", "models", "pictures", "scenes", "train", "demo"),
         *("publish", "evaluate"),
     },
 }

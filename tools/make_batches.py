@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's zoo
 
 from zoo.catalog import VARIANTS
 from zoo.pictures import save_figure
-from zoo.pretrain.engine import show_batch
-from zoo.pretrain.recipe import load_recipe
+from zoo.train.engine import show_batch
+from zoo.train.recipe import load_recipe
 
 CARDS = Path(__file__).resolve().parents[1] / "model_cards"
 SCENES = dict(source="scenes", image_size=256, texture_scale=[2.0, 6.0], samples=64)

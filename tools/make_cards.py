@@ -32,9 +32,9 @@ from zoo.lookup import find_variant
 from zoo.models._masked import MaskedAutoencoder
 from zoo.models.itpn import ITPNClip
 from zoo.models.resnet import JigsawClusteringModel, JigsawModel
-from zoo.pretrain.data import ENDLESS
-from zoo.pretrain.engine import make_plan
-from zoo.pretrain.recipe import Recipe, load_recipe
+from zoo.train.data.loading import ENDLESS
+from zoo.train.engine import make_plan
+from zoo.train.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 CARDS = ROOT / "model_cards"
@@ -437,7 +437,7 @@ def training(variant: Variant) -> str:
     lines = [f"## Training\n\n{variant.training}".rstrip()]
     if variant.recipe:
         recipe = load_recipe(variant.recipe)
-        link = f"[{recipe.name}](../zoo/pretrain/recipes/{recipe.name}.yaml)"
+        link = f"[{recipe.name}](../zoo/train/recipes/{recipe.name}.yaml)"
         if not variant.sources:
             lines.append(
                 f"Nobody has trained it yet. A run would start from the recipe {link} with `model` set to "

@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 
 from zoo import pictures
 from zoo.models._masked import MaskedAutoencoder
-from zoo.pretrain import engine
-from zoo.pretrain.recipe import Recipe, load_recipe
+from zoo.train import engine
+from zoo.train.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).parents[1]
 

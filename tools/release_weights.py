@@ -29,7 +29,7 @@ from zoo import publish, weights
 from zoo.catalog import VARIANTS, Variant
 from zoo.errors import CorruptWeightsError, PublishError, ZooError
 from zoo.models import ZooModel, fetch
-from zoo.pretrain.recipe import RECIPES
+from zoo.train.recipe import RECIPES
 from zoo.weights import files, sources
 from zoo.weights.hub import HUB_FILENAME
 
@@ -79,7 +79,7 @@ def hub_card(variant: Variant, repo: str, folder: Path) -> str:
     data.tags = list(dict.fromkeys([*data.tags, *card.data.tags]))
     org = repo.partition("/")[0]
     text = re.sub(r"\]\(([^/)]+)\.md\)", rf"]({constants.ENDPOINT}/{org}/\1)", card.text)
-    text = re.sub(r"\]\(\.\./zoo/pretrain/recipes/[^)]+\)", f"]({publish.RECIPE})", text)
+    text = re.sub(r"\]\(\.\./zoo/train/recipes/[^)]+\)", f"]({publish.RECIPE})", text)
     text = text.replace(f"]({variant.architecture}/", "](")
     title = "## How to load it\n\n"
     here = f'From here with `timm.create_model("hf-hub:{repo}", pretrained=True)`, and by the name in the zoo:\n\n'

@@ -144,7 +144,7 @@ _NANO = dict(patch_size=8, embed_dim=192, depth=4, num_heads=3, pos_embed="rope"
 _NANO_DECODER = dict(decoder_dim=128, decoder_depth=4, decoder_num_heads=4)
 _NANO_WEIGHTS = Source("package", "croco_nano_patch8_64_dec128d4.scenes.safetensors", layout="zoo")
 _NANO_TRAINING = (
-    "Procedural scenes rendered on the fly by zoo/pretrain/scenes.py, with coarser textures and smaller displacements "
+    "Procedural scenes rendered on the fly by zoo/scenes, with coarser textures and smaller displacements "
     "than the renderer's defaults: easier ones, and the held-out scenes of the evaluation are of the same kind."
 )
 _NANO_FAR_WEIGHTS = Source("package", "croco_nano_patch8_64_dec128d4.scenes_far.safetensors", layout="zoo")

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.models import ZooModel
-    from zoo.pretrain.recipe import Recipe
+    from zoo.train.recipe import Recipe
 
 _EXTRAS = {"accelerate": "train", "tensorboard": "train", "yaml": "train", "matplotlib": "demo", "sklearn": "eval"}
 
@@ -592,7 +592,7 @@ def train(
 
     Example: zoo train croco_nano --set schedule.length=1000 --output runs/short
     """
-    from zoo.pretrain import engine
+    from zoo.train import engine
 
     run = _load_recipe(recipe, data, settings, init)
     folder = output or Path("runs") / run.name
@@ -640,13 +640,13 @@ def show_batch(
     Example: zoo show-batch croco_nano -o batch.png
     """
     from zoo.pictures import save_figure
-    from zoo.pretrain import engine
+    from zoo.train import engine
 
     print(save_figure(engine.show_batch(_load_recipe(recipe, data, settings), samples), output))
 
 
 def _load_recipe(recipe: str, data: str | None, settings: list[str] | None, init: str | None = None) -> Recipe:
-    from zoo.pretrain.recipe import load_recipe
+    from zoo.train.recipe import load_recipe
 
     overrides = _parse_settings(settings or [])
     if data is not None:
@@ -678,7 +678,7 @@ def _parse_settings(settings: Iterable[str]) -> dict[str, Any]:
 
 def _size(source: Any) -> str:
     """What a training run says of a source: its samples, if they end, and its classes, if it has some."""
-    from zoo.pretrain.data import ENDLESS
+    from zoo.train.data.loading import ENDLESS
 
     samples, classes = len(source), getattr(source, "num_classes", 0)
     return (f"; {samples:,} samples" if samples < ENDLESS else "") + (f"; {classes:,} classes" if classes else "")

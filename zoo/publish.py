@@ -41,8 +41,8 @@ from zoo.errors import DataError, PublishError, UnknownVariantError
 from zoo.lookup import find_variant
 from zoo.models import Ancestor, ZooModel
 from zoo.models._masked import PatchPredictor
-from zoo.pretrain.recipe import Recipe, load_recipe
-from zoo.pretrain.scenes import SceneConfig, ScenePairs
+from zoo.scenes.render import SceneConfig, ScenePairs
+from zoo.train.recipe import Recipe, load_recipe
 from zoo.weights import files, save_safetensors, sources
 from zoo.weights.hub import HUB_FILENAME, explain
 
@@ -149,7 +149,7 @@ def export_run(
 
     Raises PublishError if it holds no run, and what `export_model` raises.
     """
-    from zoo.pretrain import engine  # needs more packages than models do
+    from zoo.train import engine  # needs more packages than models do
 
     run = Path(run)
     if not (run / RECIPE).is_file():
@@ -422,7 +422,7 @@ def _write_recipe(recipe: Recipe, path: Path) -> None:
 
 
 def _draw_loss(run: Run, path: Path) -> None:
-    from zoo.pretrain import engine
+    from zoo.train import engine
 
     if run.rows:
         engine.draw_loss(run.rows, path, run.recipe.name)

@@ -44,11 +44,11 @@ from torch import Tensor, nn
 from zoo.evaluate.pairs import BATCH, HELD_OUT_SEED, match_hits, scene_pairs
 from zoo.layers.patchify import patchify, unpatchify
 from zoo.models.croco import PairModel
-from zoo.pretrain import engine
-from zoo.pretrain.data import make_source
-from zoo.pretrain.recipe import Recipe, load_recipe
-from zoo.pretrain.scenes import Scene, SceneConfig, sample_scene
-from zoo.pretrain.scenes_torch import draw_batch, render, render_views, stack_scenes
+from zoo.scenes.render import Scene, SceneConfig, sample_scene
+from zoo.scenes.render_torch import draw_batch, render, render_views, stack_scenes
+from zoo.train import engine
+from zoo.train.data.loading import make_source
+from zoo.train.recipe import Recipe, load_recipe
 from zoo.weights.files import write_json
 
 if TYPE_CHECKING:

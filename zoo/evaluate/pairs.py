@@ -45,10 +45,10 @@ from zoo.layers.rope import apply_rope
 from zoo.lookup import find_variant
 from zoo.models import fetch
 from zoo.models.croco import CrossBlock, PairModel
-from zoo.pretrain.data import make_source
-from zoo.pretrain.engine import make_model
-from zoo.pretrain.recipe import Recipe, load_recipe
-from zoo.pretrain.scenes import SceneConfig, ScenePairs
+from zoo.scenes.render import SceneConfig, ScenePairs
+from zoo.train.data.loading import make_source
+from zoo.train.engine import make_model
+from zoo.train.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,7 +1,7 @@
 """timm's ResNet with the weights of the jigsaw families, and the heads that their pretext tasks put on it.
 
 PIRL (Misra & van der Maaten, CVPR 2020), Jigsaw Clustering (Chen, Liu & Jia, CVPR 2021) and Jigsaw (Noroozi &
-Favaro, ECCV 2016) all train the same plain ResNet-50; they differ in the heads, and in zoo/pretrain.
+Favaro, ECCV 2016) all train the same plain ResNet-50; they differ in the heads, and in zoo/train/objectives.
 """
 
 from __future__ import annotations

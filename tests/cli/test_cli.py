@@ -1,0 +1,282 @@
+"""The `zoo` command, called as users call it: what it prints, what it writes, how it fails."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.conftest import Run
+from zoo import cli
+from zoo.catalog import VARIANTS
+from zoo.pictures import to_input
+from zoo.weights import files, save_safetensors, verify
+
+PAIR, ENCODER = "croco_nano_patch8_64_dec128d4.scenes_far", "croco_nano_patch8_64.scenes_far"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights file of the small two-image model, untrained, as `zoo train` writes it."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    model = timm.create_model(PAIR)
+    save_safetensors(model.state_dict(), path, {"architecture": PAIR.partition(".")[0]})
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two photos, one of them in a subfolder, and a file that is none."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "more").mkdir()
+    for i, name in enumerate(("a.png", "more/b.jpg")):
+        noise = np.random.default_rng(i).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / name)
+    (folder / "notes.txt").write_text("no photo")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_weights_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the machine that the tests run on: an empty cache, no mirror."""
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("ZOO_WEIGHTS", raising=False)
+
+
+@pytest.mark.parametrize(
+    "args", [["--help"], ["--version"], ["list"], ["list", "--json"], ["train", "--help"], ["eval", "--help"]]
+)
+def test_light_commands_import_neither_torch_nor_timm(args: list[str]) -> None:
+    code = "import sys; from zoo import cli\ntry: cli.main()\nfinally: assert not {'torch', 'timm'} & set(sys.modules)"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout and not done.stderr
+    # the processor's seconds, not the clock's: other processes may keep this one waiting
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+def test_module_is_a_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "zoo.cli", "info", "nonsense"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "no variant called 'nonsense'" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [c.callback.__name__.rstrip("_").replace("_", "-") for c in cli.app.registered_commands]
+    + [f"eval {c.name}" for group in cli.app.registered_groups for c in group.typer_instance.registered_commands],
+)
+def test_help_has_one_example(zoo: Run, command: str) -> None:
+    code, out, err = zoo(*command.split(), "--help")
+    assert (code, err) == (0, "")
+    assert out.count(f"Example: zoo {command} ") == 1
+
+
+def test_list(zoo: Run) -> None:
+    _, everything, _ = zoo("list")
+    assert all(variant.name in everything for variant in VARIANTS)
+    _, dense, _ = zoo("list", "crocov2*", "--form", "dense", "--family", "croco", "--pretrained")
+    names = [line.split()[0] for line in dense.splitlines()[1:]]
+    assert names == [variant.name for variant in VARIANTS if variant.form == "dense"]
+    _, out, _ = zoo("list", "--pretrained", "--json")
+    assert [entry["name"] for entry in json.loads(out)] == [variant.name for variant in VARIANTS if variant.sources]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_info(zoo: Run, variant) -> None:
+    code, out, err = zoo("info", variant.name)
+    assert (code, err) == (0, "")
+    assert variant.paper.arxiv in out and f"{variant.parameters:,}" in out and variant.license in out
+    assert all(source.location in out for source in variant.sources)
+    assert f'timm.create_model("{variant.name}"' in out
+
+
+def test_info_tells_what_is_cached(zoo: Run, tmp_path: Path, weights: Path) -> None:
+    name = "crocov2_base_patch16_224.habitat_real_basedec"
+    assert "none yet" in zoo("info", name)[1]
+    path = tmp_path / "cache" / f"{name}.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(weights.read_bytes())
+    files.write_record(path, variant=name, kind="url", location="https://example.org/x.pth", source_sha256="0" * 64)
+    assert f"{path} (from url https://example.org/x.pth, 20" in zoo("info", name)[1]
+
+
+def test_features(zoo: Run, tmp_path: Path, weights: Path, photos: Path) -> None:
+    out = tmp_path / "features.safetensors"
+    code, text, err = zoo("features", ENCODER, photos, "-o", out, "--weights", weights, "--batch-size", 1)
+    assert code == 0, err
+    assert "2 tensors of shape (192,)" in text
+    found = load_file(out)
+    assert set(found) == {(photos / name).as_posix() for name in ("a.png", "more/b.jpg")}
+    model = timm.create_model(ENCODER, pretrained=True, pretrained_cfg_overlay=dict(file=str(weights))).eval()
+    with torch.inference_mode():
+        for path, vector in found.items():
+            torch.testing.assert_close(vector, model(to_input(path, model))[0])
+
+    args = ("features", ENCODER, photos / "a.png", "-o", out, "--weights", weights, "--maps", "--size", "48x96")
+    assert zoo(*args)[0] == 0
+    (encoder_map,) = load_file(out).values()
+    assert encoder_map.shape == (192, 6, 12)
+    args = ("features", PAIR, photos / "a.png", "-o", out, "--weights", weights, "--maps", "--size", "48x96")
+    assert zoo(*args)[0] == 0
+    torch.testing.assert_close(load_file(out)[(photos / "a.png").as_posix()], encoder_map)
+
+
+def test_complete(zoo: Run, tmp_path: Path, weights: Path, photos: Path) -> None:
+    pictures = []
+    for name, seed in (("1.png", 3), ("2.png", 3), ("3.png", 4)):
+        path = tmp_path / "new" / name
+        code, text, err = zoo(
+            *("complete", photos / "a.png", photos / "more" / "b.jpg", "-o", path, "--weights", weights),
+            *("--seed", seed, "--mask-ratio", 0.75),
+        )
+        assert code == 0, err
+        assert text == f"{path}\n"
+        pictures.append(np.asarray(Image.open(path)))
+    assert pictures[0].shape[1] > 1000
+    np.testing.assert_array_equal(pictures[0], pictures[1])
+    assert (pictures[0] != pictures[2]).any()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_export_and_convert_are_inverse(zoo: Run, tmp_path: Path, weights: Path, suffix: str) -> None:
+    theirs, ours = tmp_path / f"theirs{suffix}", tmp_path / "ours.safetensors"
+    code, _, err = zoo("export", weights, "--format", "reference", "-o", theirs)
+    assert code == 0, err
+    state = load_file(theirs) if suffix == ".safetensors" else torch.load(theirs, weights_only=True)["model"]
+    assert "enc_blocks.0.attn.qkv.weight" in state and "dec_blocks.3.cross_attn.projq.weight" in state
+    code, _, err = zoo("convert", theirs, "--variant", PAIR, "-o", ours)
+    assert code == 0, err
+    before, after = load_file(weights), load_file(ours)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    (result,) = verify(ours, progress=False)
+    assert result.recorded and result.problem is None
+    assert zoo("export", ours, "--format", "zoo", "-o", theirs)[0] == 0  # its variant is in its header
+
+
+def test_verify(zoo: Run, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "crocov2_base_patch16_224.habitat_real_basedec"
+    code, text, _ = zoo("verify", name)
+    assert (code, text) == (0, "No weights of these variants are on this machine.\n")
+    monkeypatch.setenv("ZOO_WEIGHTS", str(tmp_path))
+    path = tmp_path / f"{name}.safetensors"
+    path.write_bytes(weights.read_bytes())
+    code, text, _ = zoo("verify", name)
+    assert code == 0 and text.startswith("no record")
+    files.write_record(path, variant=name, kind="file", location="here", source_sha256="0" * 64)
+    code, text, _ = zoo("verify", name)
+    assert code == 0 and text.startswith("ok")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    code, text, err = zoo("verify", name)
+    assert code == 2 and text.startswith("BAD") and str(path) in text
+    assert err.startswith("1 of 1 weights files")
+
+
+def test_train(zoo: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = ("batch_size=2", "schedule.length=2", "schedule.warmup=1", "log_steps=1", "optimizer.lr=1e-4")
+    args = ("train", "croco_nano", "--workers", 0, *(word for setting in settings for word in ("--set", setting)))
+    code, text, err = zoo(*args, "--dry-run")
+    assert code == 0, err
+    assert "2 of 2 samples" in text and "peak learning rate 0.0001" in text and "GiB at peak" in text
+    assert not (tmp_path / "runs").exists()
+    code, text, err = zoo(*args)
+    assert code == 0, err
+    assert text.splitlines()[-1] == "runs/croco_nano/model.safetensors"
+    assert len(load_file("runs/croco_nano/model.safetensors")) > 100
+    code, _, err = zoo(*args, "--set", "seed=1")
+    assert code == 2 and "holds a run with other settings (seed)" in err
+
+
+FAILURES = {
+    "no such command": (["nonsense"], "No such command"),
+    "no such option": (["list", "--nonsense"], "No such option"),
+    "no such form": (["list", "--form", "round"], "round"),
+    "nothing listed": (["list", "resnet*"], "no variant like that"),
+    "near name": (["info", "croco_base_patch16"], "did you mean croco_base_patch16_224"),
+    "size in words": (["features", ENCODER, "a.png", "-o", "x", "--size", "large"], "384x512"),
+    "size that patches don't fill": (
+        ["features", ENCODER, "a.png", "-o", "x", "--weights", "WEIGHTS", "--size", "60x64"],
+        "multiples of 8",
+    ),
+    "no image": (["features", ENCODER, "notes.txt", "-o", "x", "--weights", "WEIGHTS"], "notes.txt is not an image"),
+    "missing image": (["features", ENCODER, "nowhere.png", "-o", "x"], "nowhere.png"),
+    "folder without photos": (["features", ENCODER, "empty", "-o", "x"], "holds no photos"),
+    "weights of another model": (
+        ["features", "croco_base_patch16_224", "a.png", "-o", "x", "--weights", "WEIGHTS"],
+        "is no checkpoint of croco_base_patch16_224",
+    ),
+    "variant without weights": (
+        ["complete", "a.png", "a.png", "-o", "x.png", "--model", "croco_base_patch16_224_cat512d8"],
+        "has no published weights",
+    ),
+    "encoder to complete": (["complete", "a.png", "a.png", "-o", "x.png", "--model", ENCODER], "can't complete photos"),
+    "encoder to demonstrate": (["demo", "--model", ENCODER], "zoo list --form binocular"),
+    "picture format": (["complete", "a.png", "a.png", "-o", "x.abc", "--weights", "WEIGHTS"], "choose another path"),
+    "mask ratio": (["complete", "a.png", "a.png", "-o", "x.png", "--mask-ratio", "1"], "mask-ratio"),
+    "no checkpoint": (["convert", "notes.txt", "--variant", PAIR, "-o", "x"], "notes.txt is neither"),
+    "export's suffix": (["export", "WEIGHTS", "-o", "x.bin"], ".safetensors"),
+    "export of no variant": (["export", "nowhere.safetensors", "-o", "x.pth"], "no variant called"),
+    "no such recipe": (["train", "nonsense"], "one of classify_nano"),
+    "recipe without data": (["train", "croco_base"], "--data FOLDER"),
+    "setting without value": (["train", "croco_nano", "--set", "seed"], "KEY=VALUE"),
+    "setting without sense": (["train", "croco_nano", "--set", "seed=[1"], "is no YAML"),
+    "unknown setting": (["train", "croco_nano", "--set", "sead=1"], "unknown settings sead"),
+}
+
+
+def test_train_tells_of_its_data(zoo: Run) -> None:
+    code, text, err = zoo("train", "classify_nano", "--dry-run", "--workers", 0, "--set", "batch_size=2")
+    assert code == 0, err
+    assert "from croco_nano_patch8_64.scenes_far" in text and "patterns; 8 classes" in text
+    assert "every 75 steps; 500 samples; 8 classes" in text
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_failures(
+    zoo: Run, tmp_path: Path, weights: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    args, message = FAILURES[case]
+    monkeypatch.chdir(photos)
+    monkeypatch.setenv("COLUMNS", "200")  # usage errors come in a box, which shall not break the message
+    monkeypatch.setenv("TERMINAL_WIDTH", "200")
+    (photos / "empty").mkdir(exist_ok=True)
+    before = sorted(photos.rglob("*"))
+    code, out, err = zoo(*(str(weights) if arg == "WEIGHTS" else arg for arg in args))
+    assert (code, out) == (2, "")
+    assert message in err and "Traceback" not in err
+    assert sorted(photos.rglob("*")) == before
+
+
+def test_interrupt_is_quiet(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zoo.demo.run_demo", interrupted)
+    assert zoo("demo") == (130, "", "")
+
+
+def test_missing_extra_is_named(
+    zoo: Run, tmp_path: Path, weights: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    photo = photos / "a.png"
+    code, out, err = zoo("complete", photo, photo, "-o", tmp_path / "x.png", "--weights", weights)
+    assert (code, out) == (2, "")
+    assert "pip install 'pretext-zoo[demo]'" in err

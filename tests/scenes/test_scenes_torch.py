@@ -1,0 +1,111 @@
+"""Scenes rendered in torch are those of numpy, whatever the batch; and so are the batches that training gets."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from zoo.errors import RecipeError
+from zoo.scenes.render import SceneConfig, SceneImages, ScenePairs, render_pair
+from zoo.scenes.render_torch import (
+    DrawnScenes,
+    SceneBatch,
+    ScenePairBatch,
+    draw_batch,
+    render,
+    render_in_torch,
+    render_views,
+    render_views_in_torch,
+)
+from zoo.train.data.loading import StepSampler, make_loader, to_device
+from zoo.train.engine import make_objective, make_source
+from zoo.train.recipe import load_recipe
+
+CONFIG = SceneConfig()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [CONFIG, SceneConfig(image_size=(24, 40), supersample=2, displacement=(0.15, 0.3), texture_scale=(0.05, 0.1))],
+    ids=["default", "supersampled"],
+)
+@pytest.mark.parametrize("way", [render, render_in_torch])
+def test_same_scenes_as_numpy(config: SceneConfig, way: Callable[[SceneConfig, SceneBatch], ScenePairBatch]) -> None:
+    count = 24
+    got = way(config, draw_batch(config, 7, range(count)))
+    pairs = [render_pair(config, 7, index) for index in range(count)]
+    images = np.stack([np.stack((pair.img1, pair.img2)) for pair in pairs]).transpose(0, 1, 4, 2, 3)
+    off = np.abs(got.images.numpy().astype(int) - images)
+    assert got.images.dtype == torch.uint8 and off.shape == (count, 2, 3, config.height, config.width)
+    assert np.mean(off > 0) < 1e-3, "rounding to 8 bits"
+    assert np.mean(off > 1) < 1e-4, "pixels at the edges of objects"
+    depth = np.stack([np.stack((pair.depth1, pair.depth2)) for pair in pairs])
+    assert np.mean(np.abs(got.depth.numpy() / depth - 1) > 1e-4) < 1e-4
+    flow = np.stack([pair.flow for pair in pairs]).transpose(0, 3, 1, 2)
+    assert np.mean(np.abs(got.flow.numpy() - flow) > 1e-2) < 1e-3
+    assert np.mean(got.covisible.numpy() != np.stack([pair.covisible for pair in pairs])) < 1e-3
+
+
+@pytest.mark.parametrize("way", [render_views, render_views_in_torch])
+def test_batches_are_scenes_one_by_one(way: Callable[[SceneConfig, SceneBatch], tuple[Tensor, Tensor]]) -> None:
+    scenes = draw_batch(CONFIG, 0, range(5))
+    images, depth = way(CONFIG, scenes)
+    single = [way(CONFIG, SceneBatch(*part)) for part in zip(*(x.split(1) for x in scenes))]
+    alone, alone_depth = (torch.cat(parts) for parts in zip(*single))
+    assert (images.int() - alone.int()).abs().max() <= 1
+    torch.testing.assert_close(depth, alone_depth, rtol=1e-5, atol=0)
+
+
+def test_drawn_scenes_become_the_pairs() -> None:
+    pairs = ScenePairs(CONFIG, seed=3, length=4)
+    drawn = DrawnScenes(pairs)
+    batch = torch.utils.data.default_collate([drawn[i] | dict(order=np.arange(2)) for i in (2, 0)])
+    got = drawn.render_batch(batch)
+    assert set(got) == {"image1", "image2", "order"} and len(drawn) == 4
+    for place, index in enumerate((2, 0)):
+        for view in ("image1", "image2"):
+            want = torch.from_numpy(pairs[index][view]).permute(2, 0, 1)
+            assert (got[view][place] != want).float().mean() < 1e-3
+
+
+def test_training_batches_are_those_of_the_workers() -> None:
+    """data.render changes where scenes are rendered, and nothing else: not the masks, not the color jitter."""
+    batches = []
+    for where in ("workers", "device"):
+        recipe = load_recipe("croco_nano", {"data.render": where, "batch_size": 4})
+        source = make_source(recipe)
+        objective = make_objective(recipe, source)
+        loader = make_loader(source, objective.transform, StepSampler(len(source), 4, 0, 5, 6, 1, 0, 1), 0, False)
+        batches.append(objective.views(to_device(next(iter(loader)), source, torch.device("cpu"))))
+    for one, other in zip(*batches, strict=True):
+        assert one.dtype == other.dtype and one.shape == other.shape
+        assert (one != other).float().mean() < 1e-3
+    assert batches[0][2].sum(1).tolist() == [57] * 4
+
+
+def test_impossible_settings() -> None:
+    pairs = ScenePairs(CONFIG)
+    pairs.config = replace(CONFIG, textures="anything")
+    with pytest.raises(RecipeError, match=r"leave out data\.render"):
+        DrawnScenes(pairs)
+    for settings, message in (
+        ({"data.render": "moon"}, "choose workers or device"),
+        ({"data.render": "device", "objective.crop": 64}, r"leave out objective\.crop"),
+    ):
+        recipe = load_recipe("croco_nano", settings)
+        with pytest.raises(RecipeError, match=message):
+            make_objective(recipe, make_source(recipe))
+
+
+def test_changed_scenes_keep_the_rest() -> None:
+    easy = dict(displacement=(0.02, 0.04), texture_scale=(1.0, 1.5))
+    pairs = ScenePairs(CONFIG, seed=3, length=9)
+    for make in (lambda pairs: pairs, DrawnScenes, SceneImages):
+        source, want, got = make(pairs), make(pairs.changed(**easy)), make(pairs).changed(**easy)
+        assert len(got) == 9 and all(np.array_equal(got[4][key], want[4][key]) for key in got[4])
+        assert any(not np.array_equal(got[4][key], source[4][key]) for key in got[4])
+        with pytest.raises(RecipeError, match="keep their image_size"):
+            source.changed(image_size=32)

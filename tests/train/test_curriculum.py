@@ -1,0 +1,145 @@
+"""Settings that change with the step: what they are at each, and that a run with them stops and goes on like any."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.train.test_training import assert_identical, make_objective, tiny
+from zoo.errors import RecipeError, TrainingError
+from zoo.layers.patchify import TARGETS, normalize_patches
+from zoo.train import engine
+from zoo.train.curriculum import Curriculum
+from zoo.train.data.loading import StepSampler, make_loader
+from zoo.train.engine import make_curriculum, make_source, read_log, train
+
+POINTS = {
+    "data.displacement": [[0, [0.02, 0.06]], [4, [0.04, 0.18]]],
+    "objective.mask_ratio": [[0, 0.5], [6, 0.9]],
+    "objective.target": [[0, "per_channel"], [2, "gray"], [5, None]],
+}
+
+
+def test_values_at_a_step() -> None:
+    curriculum = Curriculum(POINTS, batch_size=8)
+    assert curriculum.steps() == [0, 2, 4, 5, 6]
+    assert curriculum.data(7) == {"displacement": (0.02, 0.06)}, "draws 0 to 7 are step 0"
+    assert curriculum.data(16)["displacement"] == pytest.approx((0.03, 0.12))
+    assert curriculum.data(10**6) == {"displacement": (0.04, 0.18)}
+    assert curriculum.objective(3) == {"mask_ratio": pytest.approx(0.7), "target": "gray"}
+    assert curriculum.objective(100) == {"mask_ratio": 0.9, "target": None}
+    assert Curriculum({}, 8).objective(3) == Curriculum({}, 8).data(3) == {}
+    switch = Curriculum({"objective.frozen_statistics": [[0, False], [4, True]]}, 8)
+    assert [switch.objective(step)["frozen_statistics"] for step in (3, 4)] == [False, True], "a switch isn't a number"
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ({"optimizer.lr": [[0, 1]]}, "can't change 'optimizer.lr'"),
+        ({"data": [[0, 1]]}, "can't change 'data'"),
+        ({"objective.mask_ratio": 0.5}, "no list of"),
+        ({"objective.mask_ratio": [[1, 0.5]]}, "from 0"),
+        ({"objective.mask_ratio": [[0, 0.5], [0, 0.9]]}, "ascending"),
+        ({"objective.mask_ratio": [[0, 0.5], [9, 1.0]]}, "hides 64 of 64"),
+        ({"objective.target": [[0, "grey"]]}, "target 'grey' is unknown"),
+        ({"objective.crop": [[0, 32]]}, "no setting crop that can change"),
+        ({"data.image_size": [[0, 32]]}, "keep their image_size"),
+        ({"data.displacement": [[0, [0.1, 0.2]], [5, [0.2, 0.1]]]}, "no range"),
+    ],
+)
+def test_impossible_curricula(points: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=message):
+        train(tiny(curriculum=points), tmp_path, workers=0, progress=False)
+
+
+def test_photos_have_no_curriculum() -> None:
+    with pytest.raises(RecipeError, match="Only scenes"):
+        recipe = tiny(curriculum={"data.displacement": POINTS["data.displacement"]})
+        make_curriculum(recipe, [], make_objective(recipe))
+
+
+def test_samples_follow_the_step() -> None:
+    recipe = tiny(curriculum=POINTS)
+    source, objective = make_source(recipe), make_objective(recipe)
+    curriculum = make_curriculum(recipe, source, objective)
+    assert objective.hidden == 32 and objective.target == "per_channel", "as at step 0"
+    sampler = StepSampler(len(source), 8, 0, 2, 3, 1, 0, 1)
+    (batch,) = make_loader(source, objective.transform, sampler, 0, False, curriculum)
+    for row, draw in enumerate(range(16, 24)):
+        want = source.changed(displacement=curriculum.data(16)["displacement"])[draw]["image2"]
+        assert torch.equal(batch["image2"][row], torch.from_numpy(want).permute(2, 0, 1))
+
+
+def test_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With everything that may change, scenes rendered on the device among it; and the step decides, not the start."""
+    recipe = tiny(curriculum=POINTS, **{"data.render": "device"})
+    train(recipe, tmp_path / "whole", workers=0, progress=False)
+
+    save = engine._Run.save
+
+    def save_and_stop(run: Any, step: int, *state: Any) -> None:
+        save(run, step, *state)
+        if step == 4:
+            raise TrainingError("stopped")
+
+    monkeypatch.setattr(engine._Run, "save", save_and_stop)
+    with pytest.raises(TrainingError, match="stopped"):
+        train(recipe, tmp_path / "stopped", workers=0, progress=False)
+    monkeypatch.undo()
+    train(recipe, tmp_path / "stopped", workers=2, progress=False)
+    assert_identical(tmp_path / "whole", tmp_path / "stopped")
+    losses = [[row["loss"] for row in read_log(tmp_path / name)] for name in ("whole", "stopped")]
+    assert losses[0] == losses[1]
+
+
+def test_runs_of_older_versions_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint that doesn't know a setting is of a run with its default."""
+    train(tiny(), tmp_path, workers=0, progress=False)
+    before = engine.parse_recipe
+
+    def without_curriculum(settings: dict[str, Any], where: str) -> Any:
+        del settings["curriculum"]
+        return before(settings, where)
+
+    monkeypatch.setattr(engine, "parse_recipe", without_curriculum)
+    train(tiny(), tmp_path, workers=0, progress=False)
+    with pytest.raises(TrainingError, match=r"other settings \(curriculum\)"):
+        train(tiny(curriculum=POINTS), tmp_path, workers=0, progress=False)
+
+
+def test_targets() -> None:
+    patches = torch.rand(2, 5, 16 * 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(TARGETS["pixels"](patches, 3), patches)
+    assert torch.equal(TARGETS["normalized"](patches, 3), normalize_patches(patches))
+    channels = TARGETS["per_channel"](patches, 3).unflatten(2, (16, 3))
+    torch.testing.assert_close(channels.mean(2), torch.zeros(2, 5, 3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(channels.std(2), torch.ones(2, 5, 3), atol=1e-4, rtol=0)
+    gray = TARGETS["gray"](patches, 3).unflatten(2, (16, 3))
+    assert torch.equal(gray[..., 0], gray[..., 1]) and torch.equal(gray[..., 0], gray[..., 2])
+    torch.testing.assert_close(gray[..., 0], normalize_patches(patches.unflatten(2, (16, 3)).mean(3)))
+
+
+def test_target_is_what_the_loss_is_of() -> None:
+    recipe = tiny(batch_size=2)
+    model = make_objective(recipe).model.eval()
+    images = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(64).expand(2, 64) < 57
+    own = model.completion_loss(*images, mask, 57)
+    assert torch.equal(own, model.completion_loss(*images, mask, 57, "normalized"))
+    assert not torch.equal(own, model.completion_loss(*images, mask, 57, "per_channel"))
+
+
+def test_picture_shows_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    show = engine.OBJECTIVES["cross_view_completion"].show
+    monkeypatch.setattr(
+        engine.OBJECTIVES["cross_view_completion"], "show", lambda *args: seen.append(args) or show(*args)
+    )
+    recipe = tiny(curriculum=POINTS, **{"data.render": "device"})
+    engine.show_batch(recipe, samples=2)
+    ((objective, _, batch),) = seen
+    assert objective.views(batch)[2].sum(1).tolist() == [32, 32]
+    want = make_source(tiny()).changed(displacement=(0.02, 0.06))[1]["image2"]
+    assert (batch["image2"][1] != torch.from_numpy(want).permute(2, 0, 1)).float().mean() < 1e-3

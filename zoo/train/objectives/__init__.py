@@ -1,0 +1,1 @@
+"""What a training run minimizes: one file an objective."""

@@ -1,0 +1,142 @@
+"""Cross-view completion (CroCo): rebuild the hidden patches of one photo with the help of another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoo.errors import DataError, RecipeError
+from zoo.layers.masking import num_hidden, random_order
+from zoo.layers.patchify import TARGETS
+from zoo.models.croco import PairModel
+from zoo.pictures import draw_images, hide
+from zoo.scenes.render_torch import DrawnScenes
+from zoo.train.data.jitter import color_jitter, draw_jitter
+from zoo.train.objectives.objective import Objective, as_pixels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class PairTransform:
+    """One pair of photos -> what the objective's forward takes; runs in the data workers.
+
+    crop: side of the random crops, drawn for each image on its own. color_jitter: strength of brightness,
+    contrast and saturation jitter (0.4: factors 0.6..1.4), likewise; it is drawn here and done in `forward`.
+    """
+
+    num_patches: int
+    crop: int | None
+    color_jitter: float
+
+    def __call__(self, sample: dict[str, Any], seed: int) -> dict[str, Tensor]:
+        """image1, image2: uint8 arrays (H, W, 3) -> uint8 tensors (3, h, w), jitter1, jitter2 (3, 2) of
+        `draw_jitter`, and order (N,), the place of each patch in the order in which patches are hidden.
+
+        A sample without images, a scene to be rendered, passes as it is. All randomness comes from `seed`, so a
+        sample does not depend on which worker makes it.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        row = {key: value for key, value in sample.items() if key != "index"}
+        for i in (1, 2):
+            if f"image{i}" in row:
+                row[f"image{i}"] = self._crop(row[f"image{i}"], generator)
+            if self.color_jitter:
+                row[f"jitter{i}"] = draw_jitter(self.color_jitter, generator)
+        return row | dict(order=random_order(1, self.num_patches, generator)[0])
+
+    def _crop(self, array: np.ndarray, generator: torch.Generator) -> Tensor:
+        image = torch.from_numpy(np.array(array)).permute(2, 0, 1)  # a copy: PIL's arrays are read-only
+        if self.crop is not None:
+            height, width = image.shape[-2:]
+            if min(height, width) < self.crop:
+                raise DataError(
+                    f"A training image of {height}x{width} pixels is smaller than the crop of {self.crop}; "
+                    "leave it out or resize it."
+                )
+            top = int(torch.randint(height - self.crop + 1, (), generator=generator))
+            left = int(torch.randint(width - self.crop + 1, (), generator=generator))
+            image = image[:, top : top + self.crop, left : left + self.crop]
+        return image.contiguous()
+
+
+class CrossViewCompletion(Objective):
+    """Mean squared error of the hidden patches of image 1 (CroCo, section 3.2; v2 the same).
+
+    target: what is predicted of a patch, one of `zoo.layers.patchify.TARGETS`, by default what the model was made for;
+    a run should end with that. mask_ratio and target may change in a curriculum.
+    """
+
+    sample = "pair"
+
+    def __init__(
+        self,
+        model: PairModel,
+        source: Sized,
+        mask_ratio: float = 0.9,
+        crop: int | None = None,
+        color_jitter: float = 0.0,
+        target: str | None = None,
+    ) -> None:
+        if not isinstance(model, PairModel) or model.head is None:
+            raise RecipeError(
+                f"Cross-view completion trains a two-image model, not {type(model).__name__}; choose one of "
+                "`zoo list --form binocular` as the recipe's model."
+            )
+        super().__init__(model, source)
+        size = model.encoder.patch_embed.img_size
+        if crop is not None and size != (crop, crop):
+            raise RecipeError(
+                f"Crops of {crop} pixels don't fit a model made for {size[0]}x{size[1]}; set objective.crop, or "
+                "model_args.img_size."
+            )
+        if crop is not None and isinstance(source, DrawnScenes):
+            raise RecipeError("Scenes rendered on the device are not cropped; leave out objective.crop or data.render.")
+        self.num_patches = model.encoder.patch_embed.num_patches
+        self.configure(mask_ratio=mask_ratio, target=target)
+        self.transform = PairTransform(self.num_patches, crop, color_jitter)
+
+    def configure(self, **settings: Any) -> None:
+        for name, value in settings.items():
+            if name == "mask_ratio":
+                self.hidden = num_hidden(self.num_patches, value)
+                if not 0 < self.hidden < self.num_patches:
+                    raise RecipeError(
+                        f"A mask_ratio of {value} hides {self.hidden} of {self.num_patches} patches; hide some, not "
+                        "all of them."
+                    )
+            elif name == "target":
+                if value not in (None, *TARGETS):
+                    raise RecipeError(f"The target '{value}' is unknown; choose {', '.join(TARGETS)}.")
+                self.target = value
+            else:
+                super().configure(**{name: value})
+
+    def views(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """What the model sees of a batch: images 1 and 2, uint8 (B, 3, H, W), and mask (B, N) bool."""
+        img1, img2 = (
+            color_jitter(batch[f"image{i}"], batch[f"jitter{i}"]) if f"jitter{i}" in batch else batch[f"image{i}"]
+            for i in (1, 2)
+        )
+        return img1, img2, batch["order"] < self.hidden
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A batch of `PairTransform`'s rows, scenes rendered -> the loss."""
+        img1, img2, mask = self.views(batch)
+        img1, img2 = self.to_input(img1), self.to_input(img2)
+        return dict(loss=self.model.completion_loss(img1, img2, mask, self.hidden, self.target))
+
+    def show(self, samples: Sequence[dict[str, Any]], batch: dict[str, Tensor]) -> Figure:
+        """Image 1, what is left of it, and image 2."""
+        img1, img2, mask = self.views(batch)
+        one, two = as_pixels(img1), as_pixels(img2)
+        names = ("image 1: to be rebuilt", "what the network sees of it", "image 2: seen whole")
+        caption = "Gray patches are hidden; the network predicts their pixels from the others and image 2."
+        rows = list(zip(one, hide(one, mask, self.model.patch_size), two))
+        return draw_images(rows, names, "", caption, panel=2.4)

@@ -1,0 +1,145 @@
+"""Masked image modeling on single images: pixels, features of a moving average, or a teacher's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence, Sized
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import v2 as transforms
+
+from zoo.errors import RecipeError
+from zoo.layers.masking import block_mask, num_hidden, random_mask
+from zoo.models._masked import MaskedAutoencoder
+from zoo.models.itpn import ITPNClip, ITPNEma
+from zoo.pictures import draw_images, hide
+from zoo.train.objectives.objective import Objective, as_pixels
+from zoo.train.objectives.teachers import make_teacher
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class MaskedTransform:
+    """One image -> a random resized crop, perhaps flipped, and which of its patches are hidden (MAE, appendix A).
+
+    size: height and width of the crop. scale: range of the crop's share of the image's area. draw_mask: gives a mask
+    (N,) or (1, N) from torch's CPU generator.
+    """
+
+    def __init__(self, size: tuple[int, int], scale: tuple[float, float], draw_mask: Callable[[], Tensor]) -> None:
+        self.augment = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(size, scale, interpolation=InterpolationMode.BICUBIC, antialias=True),
+                transforms.RandomHorizontalFlip(),
+            ]
+        )
+        self.draw_mask = draw_mask
+
+    def __call__(self, sample: dict[str, Any], seed: int) -> dict[str, Tensor]:
+        """image: uint8 array (H, W, 3) -> uint8 tensor (3, h, w), and mask (N,) bool."""
+        image = torch.from_numpy(np.array(sample["image"])).permute(2, 0, 1)  # a copy: PIL's arrays are read-only
+        return dict(image=self.augment(image).contiguous(), mask=self.draw_mask().flatten())
+
+
+class MaskedImageModeling(Objective):
+    """Mean squared error of an image's hidden patches (MAE, section 3; ConvMAE, HiViT and iTPN's pixel form)."""
+
+    def __init__(
+        self,
+        model: MaskedAutoencoder,
+        source: Sized,
+        mask_ratio: float = 0.75,
+        scale: tuple[float, float] = (0.2, 1.0),
+    ) -> None:
+        if not isinstance(model, MaskedAutoencoder):
+            raise RecipeError(
+                f"Masked image modeling trains a masked autoencoder, not {type(model).__name__}; choose one of "
+                "`zoo list --form pretraining` as the recipe's model."
+            )
+        super().__init__(model, source)
+        rows, columns = model.encoder.grid_size
+        self.hidden = num_hidden(rows * columns, mask_ratio)
+        self.transform = MaskedTransform(model.img_size, scale, partial(random_mask, 1, rows * columns, mask_ratio))
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """image (B, 3, H, W) uint8 and mask (B, N) bool -> the loss."""
+        return dict(loss=self.model.completion_loss(self.to_input(batch["image"]), batch["mask"], self.hidden))
+
+    def show(self, samples: Sequence[dict[str, Any]], batch: dict[str, Tensor]) -> Figure:
+        """The images, their crops, and what is left of these."""
+        return _show_masks(samples, batch, self.model.patch_size, "their pixels")
+
+
+class MaskedFeatureModeling(MaskedImageModeling):
+    """Hidden pixels, and hidden features of a moving average of the model itself (see `ITPNEma`)."""
+
+    def __init__(self, model: ITPNEma, source: Sized, **settings: Any) -> None:
+        if not isinstance(model, ITPNEma):
+            raise RecipeError(
+                f"Masked feature modeling trains iTPN's moving-average form, not {type(model).__name__}; choose one of "
+                "`zoo list '*_ema'` as the recipe's model."
+            )
+        super().__init__(model, source, **settings)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """image (B, 3, H, W) uint8 and mask (B, N) bool -> the loss and its parts."""
+        pixels, features = self.model.losses(self.to_input(batch["image"]), batch["mask"], self.hidden)
+        return dict(loss=pixels + self.model.feature_weight * features, pixels=pixels, features=features)
+
+    def after_step(self, progress: float) -> None:
+        self.model.update_teacher(progress)
+
+
+class MaskedTokenModeling(Objective):
+    """A teacher's tokens of the whole image, of which the model sees a part (iTPN's CLIP form, section 4.1).
+
+    teacher: see `make_teacher`. hidden_share: of the patches, at most, in blocks. reference_range: see `Teacher`.
+    """
+
+    def __init__(
+        self,
+        model: ITPNClip,
+        source: Sized,
+        teacher: str,
+        hidden_share: float = 75 / 196,
+        scale: tuple[float, float] = (0.2, 1.0),
+        reference_range: bool = False,
+    ) -> None:
+        if not isinstance(model, ITPNClip):
+            raise RecipeError(
+                f"Masked token modeling trains iTPN's CLIP form, not {type(model).__name__}; choose one of "
+                "`zoo list '*_clip'` as the recipe's model."
+            )
+        super().__init__(model, source)
+        grid = model.encoder.grid_size
+        self.teacher = make_teacher(teacher, grid, reference_range)
+        tokens = self.teacher(torch.zeros(1, 3, *model.img_size))
+        if tokens.shape[2] != model.head.out_features:
+            raise RecipeError(
+                f"The teacher {teacher} has tokens of {tokens.shape[2]} channels and the model predicts "
+                f"{model.head.out_features}; set model_args.teacher_dim."
+            )
+        hidden = round(hidden_share * grid[0] * grid[1])
+        self.transform = MaskedTransform(model.img_size, scale, partial(block_mask, grid, hidden))
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """image (B, 3, H, W) uint8 and mask (B, N) bool -> the loss."""
+        targets = self.teacher(batch["image"].float() / 255)
+        return dict(loss=self.model.token_loss(self.to_input(batch["image"]), batch["mask"], targets))
+
+    def show(self, samples: Sequence[dict[str, Any]], batch: dict[str, Tensor]) -> Figure:
+        """The images, their crops, which the teacher sees, and what is left of these for the model."""
+        patch_size = batch["image"].shape[-1] // self.model.encoder.grid_size[1]
+        return _show_masks(samples, batch, patch_size, "the teacher's tokens of the whole crop")
+
+
+def _show_masks(samples: Sequence[dict[str, Any]], batch: dict[str, Tensor], patch_size: int, predicted: str) -> Figure:
+    pixels = as_pixels(batch["image"])
+    rows = zip((sample["image"] / 255 for sample in samples), pixels, hide(pixels, batch["mask"], patch_size))
+    caption = f"Gray patches are hidden; the network predicts {predicted}."
+    return draw_images(list(rows), ("in the data", "the crop", "what the network sees"), "", caption, panel=2.4)
