@@ -35,7 +35,7 @@ def load_example(name: str) -> Any:
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """An encoder with arguments of its own, in the test Hub and in a folder."""
     model: Any = timm.create_model(NANO, pretrained=True, img_size=(96, 128), global_pool="max").eval()
-    monkeypatch.setattr(publish, "draw_example", lambda *_: None)
+    monkeypatch.setattr(publish.export, "draw_example", lambda *_: None)
     folder = publish.export_model(model, tmp_path / "published", REPO)
     with HubServer(tmp_path / "server") as hub:
         hub.patch(monkeypatch, tmp_path / "home")

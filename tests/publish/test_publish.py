@@ -46,7 +46,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take most of the time and are looked at elsewhere."""
-    monkeypatch.setattr(publish, "draw_example", lambda *_: None)
+    monkeypatch.setattr(publish.export, "draw_example", lambda *_: None)
 
 
 def tiny(name: str = ENCODER, **more: Any) -> Any:
@@ -254,7 +254,7 @@ def test_interrupted_run(hub: HubServer, tmp_path: Path, recipe_file: Path, no_p
 
 
 def test_dry_run(tmp_path: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None) -> None:
-    monkeypatch.setattr(publish, "HfApi", None)  # no network
+    monkeypatch.setattr(publish.hub, "HfApi", None)  # no network
     run = train(recipe_file, tmp_path / "run", **{"schedule.length": 1, "schedule.warmup": 0})
     kept = tmp_path / "kept"
     result = CliRunner().invoke(app, ["push", str(run), "--repo", REPO, "--dry-run", "-o", str(kept)])
@@ -268,7 +268,7 @@ def test_dry_run(tmp_path: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPa
 def test_figures_and_classes_of_a_run(tmp_path: Path, recipe_file: Path, no_pictures: None) -> None:
     recipe = load_recipe(recipe_file, {"validation": {"source": "folder", "path": "/data/rooms/val"}})
     results = dict(step=4, validation_top1=0.75, classes=["hall", "attic"])
-    metrics = publish._figures(recipe, results)
+    metrics = publish.runs._figures(recipe, results)
     run = publish.Run(recipe, [], 4, True, tuple(results["classes"]), metrics)
     folder = publish.export_model(tiny(num_classes=2), tmp_path / "out", REPO, metrics=metrics, run=run)
     assert json.loads((folder / "config.json").read_text())["label_names"] == ["hall", "attic"]
@@ -279,7 +279,7 @@ def test_figures_and_classes_of_a_run(tmp_path: Path, recipe_file: Path, no_pict
 def test_data_folders_are_nobodys_business(tmp_path: Path, recipe_file: Path) -> None:
     data = {"source": "pairs", "path": "/home/me/photos,/data/more"}
     recipe = load_recipe(recipe_file, {"data": data, "init": "/home/me/runs/first"})
-    publish._write_recipe(recipe, tmp_path / "recipe.yaml")
+    publish.runs.write_recipe(recipe, tmp_path / "recipe.yaml")
     again = load_recipe(tmp_path / "recipe.yaml")
     assert again.data["path"] == "photos,more" and again.init == "first"
 
@@ -370,7 +370,7 @@ def test_license_of_a_run_that_did_not_record_it(tmp_path: Path, recipe_file: Pa
     settings = yaml.safe_load((run / "recipe.yaml").read_text())
     settings["model_args"]["pretrained"] = True
     (run / "recipe.yaml").write_text(yaml.safe_dump(settings))
-    model: Any = publish._model_of_run(load_recipe(run / "recipe.yaml"), run / "model.safetensors")
+    model: Any = publish.runs._model_of_run(load_recipe(run / "recipe.yaml"), run / "model.safetensors")
     assert model.ancestor == Ancestor(f"{PAIR}.scenes_far", "apache-2.0")
 
 
@@ -488,6 +488,6 @@ def test_hub_out_of_order(hub: HubServer, no_pictures: None) -> None:
 
 def test_pinned_ancestors_have_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "LOCK_FILE", tmp_path / "lock.json")
-    assert publish._hub_repository("croco.habitat") is None and publish._hub_repository("a/b") == "a/b"
+    assert publish.card._hub_repository("croco.habitat") is None and publish.card._hub_repository("a/b") == "a/b"
     sources.LOCK_FILE.write_text(json.dumps({"croco.habitat": {"repo": "org/croco"}}))
-    assert publish._hub_repository("croco.habitat") == "org/croco"
+    assert publish.card._hub_repository("croco.habitat") == "org/croco"
