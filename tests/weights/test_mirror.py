@@ -158,7 +158,7 @@ def nano(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module
         for name in ("croco_nano_patch8_64_dec128d4", "croco_nano_patch8_64")
     }
     lost = variant_of(Source("url", server.url + "/lost.pth"), name="croco_lost")
-    monkeypatch.setattr(cli, "VARIANTS", (*published.values(), lost))
+    monkeypatch.setattr(cli.weights, "VARIANTS", (*published.values(), lost))
     known = {variant.name: variant for variant in published.values()} | {lost.name: lost} | published
     monkeypatch.setattr("zoo.models._build.find_variant", known.__getitem__)
     return pair

@@ -1,0 +1,120 @@
+"""`zoo eval`: measuring what models have learned."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zoo.cli._app import print_table
+
+
+class Precision(str, enum.Enum):
+    """What training computes in."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+def eval_pairs(
+    model_or_run: Annotated[str, typer.Argument(help="A two-image model, or the folder of a training run.")],
+    pairs: Annotated[int, typer.Option(min=8, help="Number of held-out scenes.")] = 500,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the scenes; default: one that no recipe trains with.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the result to this JSON file.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw some completions into this picture.")] = None,
+) -> None:
+    """Measure what a two-image model takes from its second image.
+
+    Its completions are set against predictions that know less, on held-out scenes and real photos.
+
+    Example: zoo eval pairs runs/croco_nano --picture completions.png
+    """
+    from rich.console import Console
+
+    from zoo.evaluate import pairs as evaluation
+    from zoo.pictures import save_figure
+    from zoo.weights.files import write_json
+
+    subject = evaluation.load_subject(model_or_run)
+    with Console(stderr=True).status(f"evaluating {subject.name}, about a minute for a small model"):
+        result, scenes, photos = evaluation.evaluate(subject, pairs, evaluation.HELD_OUT_SEED if seed is None else seed)
+    evaluation.print_result(result)
+    if output is not None:
+        write_json(output, result)
+    if picture is not None:
+        sets = dict(scenes=scenes, photos=photos)
+        print(save_figure(evaluation.draw_completions(subject.model, sets), picture))
+
+
+def eval_look(
+    model_or_run: Annotated[str, typer.Argument(help="A two-image model, or the folder of a training run.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pictures.")] = Path("look"),
+) -> None:
+    """Draw what a two-image model has learned: completions, attention, matches and features, before and after.
+
+    Example: zoo eval look croco_nano_patch8_64_dec128d4 -o look
+    """
+    from zoo.evaluate.pairs import load_subject
+    from zoo.evaluate.pictures import draw_learning
+
+    for path in draw_learning(load_subject(model_or_run), output):
+        print(path)
+
+
+def eval_pretext(
+    run: Annotated[Path, typer.Argument(help="Folder of a training run of PIRL, Jigsaw or Jigsaw Clustering.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The JSON file to write; default: RUN/evaluation.json.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="How many to measure with.")] = 1000,
+) -> None:
+    """Measure how well a run does its own pretext task.
+
+    The samples are new ones, those that would come next if the run went on.
+
+    Example: zoo eval pretext runs/pirl_nano --samples 500
+    """
+    from zoo.evaluate.pretext import evaluate
+    from zoo.weights.files import write_json
+
+    result = evaluate(run, samples)
+    write_json(output or run / "evaluation.json", result)
+    print_table(*((name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in result.items()))
+
+
+def eval_ordering(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The page to write; .json and .png are written beside it.")
+    ],
+    runs: Annotated[Path, typer.Option(help="Folder of the training runs and of what was measured.")] = Path("runs/3d"),
+    steps: Annotated[int, typer.Option(min=10, help="Of each pretraining.")] = 4000,
+    seeds: Annotated[int, typer.Option(min=1, help="How many; 0 is the first.")] = 3,
+    flow_steps: Annotated[int, typer.Option(min=1, help="Of fine-tuning for flow.")] = 300,
+    precision: Annotated[Precision, typer.Option(help="Of all training.")] = Precision.bf16,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare training data.")] = 2,
+) -> None:
+    """Compare CroCo, a masked autoencoder and an untrained network.
+
+    On three tasks in 3D, and on one that isn't. It trains all but the last, for
+    hours; stopped, the same command goes on with what is in --runs.
+
+    Example: zoo eval ordering --output docs/3d_ordering.md
+    """
+    from zoo.evaluate import ordering
+    from zoo.pictures import save_figure
+    from zoo.weights.files import atomic_writer, write_json
+
+    options = f"--steps {steps} --seeds {seeds} --flow-steps {flow_steps} --precision {precision.value}"
+    command = f"zoo eval ordering {options} --runs {runs} --output {output}"
+    sizes = ordering.Sizes(flow_steps=flow_steps)
+    result = ordering.compare(steps, list(range(seeds)), runs, sizes, precision.value, workers, command)
+    ordering.print_table(result)
+    write_json(output.with_suffix(".json"), result)
+    picture = save_figure(ordering.draw(result), output.with_suffix(".png"))
+    with atomic_writer(output) as file:
+        file.write(ordering.page(result, picture.name).encode())
+    print(output)

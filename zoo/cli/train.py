@@ -1,0 +1,154 @@
+"""`zoo train` and `zoo show-batch`: training recipes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zoo.cli._app import print_rows
+from zoo.errors import RecipeError
+
+if TYPE_CHECKING:
+    from zoo.train.recipe import Recipe
+
+_Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the recipe's data is: a folder of images, folders with a pairs.txt or listing.txt (commas "
+        "between), a Hugging Face data set, or shards such as 'train-{0000..1023}.tar'."
+    ),
+]
+_Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting; repeatable.")
+]
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe of the zoo, or a .yaml file.")],
+    data: _Data = None,
+    init: Annotated[
+        str | None, typer.Option(help="What to start from: a weights file, the folder of a run, or a variant.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the run; default: runs/RECIPE.")
+    ] = None,
+    settings: _Settings = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare data.")] = 2,
+    accumulate: Annotated[int, typer.Option(min=1, help="Parts to compute a batch in, to save memory.")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Take three steps and tell what the run comes to.")
+    ] = False,
+) -> None:
+    """Train a recipe, or go on with the run in --output.
+
+    On several GPUs: accelerate launch -m zoo.cli train RECIPE.
+
+    Example: zoo train croco_nano --set schedule.length=1000 --output runs/short
+    """
+    from zoo.train import engine
+
+    run = _load_recipe(recipe, data, settings, init)
+    folder = output or Path("runs") / run.name
+    source, held_out = engine.make_source(run), engine.make_validation_source(run)
+    plan = engine.make_plan(run, len(source))
+    optimizer = run.optimizer
+    rows = [
+        ("recipe", run.name + (f" ({run.source})" if run.source else "")),
+        ("model", run.model + (f", from {run.init}" if run.init else "")),
+        ("objective", _settings_line(run.objective)),
+        ("data", _settings_line(run.data) + _size(source)),
+        *([("validation", f"every {plan.validate_every:,} steps{_size(held_out)}")] if held_out is not None else []),
+        ("steps", f"{plan.steps:,} of {run.batch_size} samples, the first {plan.warmup:,.0f} warm up; {run.precision}"),
+        ("optimizer", f"{optimizer.name}, peak learning rate {plan.lr:.3g}, weight decay {optimizer.weight_decay:g}"),
+        ("output", str(folder)),
+    ]
+    if os.environ.get("RANK", "0") == "0":  # set by accelerate launch; one process speaks for all
+        print_rows(rows)
+    if not dry_run:
+        print(engine.train(run, folder, workers=workers, accumulate=accumulate))
+        return
+    trial = engine.dry_run(run, workers=workers, accumulate=accumulate)
+    epochs = "" if trial["epochs"] is None else f", {trial['epochs']:,.1f} epochs"
+    print_rows(
+        [
+            ("samples", f"{trial['samples']:,}{epochs}"),
+            ("parameters", f"{trial['parameters'] / 1e6:.1f} M"),
+            ("a step", f"{_duration(trial['seconds_per_step'])} on {trial['device']}"),
+            ("all steps", _duration(trial["hours"] * 3600)),
+            ("memory", f"{trial['memory_bytes'] / 2**30:.1f} GiB at peak"),
+        ]
+    )
+
+
+def show_batch(
+    recipe: Annotated[str, typer.Argument(help="A recipe of the zoo, or a .yaml file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write.")],
+    data: _Data = None,
+    settings: _Settings = None,
+    samples: Annotated[int, typer.Option(min=1, help="Samples to show.")] = 4,
+) -> None:
+    """Draw what the network sees when it is trained on a recipe.
+
+    Example: zoo show-batch croco_nano -o batch.png
+    """
+    from zoo.pictures import save_figure
+    from zoo.train import engine
+
+    print(save_figure(engine.show_batch(_load_recipe(recipe, data, settings), samples), output))
+
+
+def _load_recipe(recipe: str, data: str | None, settings: list[str] | None, init: str | None = None) -> Recipe:
+    from zoo.train.recipe import load_recipe
+
+    overrides = _parse_settings(settings or [])
+    if data is not None:
+        overrides["data.path"] = data
+    if init is not None:
+        overrides["init"] = init
+    return load_recipe(recipe, overrides)
+
+
+def _parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """ "schedule.length=100" -> {"schedule.length": 100}; values as in YAML, and 1e-3 is a number."""
+    import yaml
+
+    parsed = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not (key and equals):
+            raise typer.BadParameter(f"'{setting}' sets nothing; write KEY=VALUE, such as schedule.length=1000.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"The value in '{setting}' is no YAML; write a number, a word or [a, list].") from error
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):  # YAML wants 1.0e-3
+                value = float(value)
+        parsed[key] = value
+    return parsed
+
+
+def _size(source: Any) -> str:
+    """What a training run says of a source: its samples, if they end, and its classes, if it has some."""
+    from zoo.train.data.loading import ENDLESS
+
+    samples, classes = len(source), getattr(source, "num_classes", 0)
+    return (f"; {samples:,} samples" if samples < ENDLESS else "") + (f"; {classes:,} classes" if classes else "")
+
+
+def _settings_line(settings: dict[str, Any]) -> str:
+    first, *rest = settings.items()
+    return ", ".join([str(first[1]), *(f"{key} {value}" for key, value in rest)])
+
+
+def _duration(seconds: float) -> str:
+    """Seconds in the unit that people would say them in."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60), ("s", 1)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds * 1000:.0f} ms"
