@@ -28,9 +28,11 @@ from zoo.models.croco import CrocoEncoder, DensePairModel, PairModel
 from zoo.models.fast_itpn import FastITPN
 from zoo.models.hivit import HiViT, HiViTMAE
 from zoo.models.itpn import ITPN, ITPNClip, ITPNPixel
+from zoo.models.pointmaps import PointmapModel
 from zoo.models.resnet import JigsawClusteringHeads, JigsawClusteringModel
 from zoo.train.objectives.jigsaw_clustering import cluster_loss, quarter_boxes, shuffle
 from zoo.train.objectives.pirl import Pirl
+from zoo.train.objectives.pointmap_losses import confidence_loss, point_distances, regression_loss, to_first_camera
 from zoo.weights import Checkpoint
 
 
@@ -46,7 +48,7 @@ def compute(path: str) -> dict[str, Tensor]:
     """All outputs and gradient norms of the golden case in the file `path`, computed by the zoo."""
     case, tensors = read_case(path)
     config = case["config"]
-    if "head" in config:
+    if "head" in config and "kind" not in config:
         family = "croco_dense"
     else:  # the longest name that fits: fast_itpn, convmae, croco
         family = max((name for name in _FAMILIES if case["name"].startswith(name)), key=len)
@@ -393,13 +395,48 @@ def _pirl(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tenso
     }
 
 
+def _pointmaps(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    weights, sizes = _part(tensors, "weights."), _pair_args(config)
+    for argument in ("norm_memory", "pos_embed"):  # this model has no choice of them
+        del sizes[argument]
+    kind = config["kind"]
+    head_type = {"mast3r": "catmlp+dpt"}.get(kind, kind)
+    local = weights.get("downstream_head1.head_local_features.fc2.bias", torch.empty(0))
+    descriptor_dim = len(local) // config["patch_size"] ** 2 - 1
+    model = PointmapModel(head_type=head_type, descriptor_dim=descriptor_dim, **config["head"], **sizes).eval()
+    _load(model, weights)
+    given = _part(tensors, "input.")
+    img1, img2 = given["img1"], given["img2"]
+    out: dict[str, Tensor] = {}
+    x1, x2 = model.encode(img1, img2)
+    out["encoder1"], out["encoder2"] = x1, x2
+    grids = [_grid([*x.shape[-2:]], config["patch_size"]) for x in (img1, img2)]
+    depth = config["dec_depth"]
+    for side, taken in zip((1, 2), model.decoder(x1, x2, *grids, [0, depth - 1])):
+        out[f"decoder{side}.first"], out[f"decoder{side}.last"] = taken[0], taken[-1]
+    result = model(img1, img2)
+    out |= result._asdict()
+
+    valid = given["valid1"].bool(), given["valid2"].bool()
+    true1, true2 = (to_first_camera(given[f"true_points{i}"], given["camera_to_world1"]) for i in (1, 2))
+    distances = point_distances((result.points1, result.points2), (true1, true2), valid)
+    loss = confidence_loss(distances, (result.confidence1, result.confidence2), valid)
+    out["loss_confidence"] = loss.reshape(1)
+    out["loss_regression"] = regression_loss(distances, valid).reshape(1)
+    unreached = [result.descriptors1.sum(), result.descriptors2.sum()] if descriptor_dim > 0 else []
+    gradnorms = _gradnorms(model, loss + 0 * sum(unreached))  # the case's gradients of what the loss does not reach
+    return _detached({f"output.{key}": value for key, value in out.items()}) | gradnorms
+
+
 _FAMILIES: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], dict[str, Tensor]]] = {
     "convmae": _convmae,
     "croco": _croco,
     "croco_dense": _croco_dense,
+    "dust3r": _pointmaps,
     "fast_itpn": _fast_itpn,
     "hivit": _hivit,
     "itpn": _itpn,
     "jigclu": _jigclu,
+    "mast3r": _pointmaps,
     "pirl": _pirl,
 }

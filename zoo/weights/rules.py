@@ -69,7 +69,8 @@ class Drop:
 class Alias:
     """`theirs` is a second name of the tensor that the reference also calls `same_as`.
 
-    It is checked to be equal when reading, and written again on export.
+    It is checked to be equal when reading, or stands for the other where a file has this name alone (safetensors holds
+    a shared tensor once); it is written again on export.
     """
 
     theirs: str
@@ -117,13 +118,19 @@ class KeyRules:
         dropped: Counter[str] = Counter()
         for theirs, tensor in state.items():
             rule, parts = self._rule_for(theirs)
+            if isinstance(rule, Alias):
+                same_as = _fill(rule.same_as, parts)
+                if same_as in state:
+                    _check_alias(state, theirs, same_as, name)
+                    continue
+                theirs = same_as
+                rule, parts = self._rule_for(theirs)
             if rule is None:
                 unknown.append(theirs)
             elif isinstance(rule, Drop):
                 dropped[rule.why] += 1
-            elif isinstance(rule, Alias):
-                _check_alias(state, theirs, _fill(rule.same_as, parts), name)
             else:
+                assert isinstance(rule, Rename)  # an alias is of a tensor that is renamed
                 ours = _fill(rule.ours, parts)
                 if ours in renamed or self.reference_name(ours) != theirs:
                     raise ValueError(f"The rules of {name} are ambiguous: {theirs} -> {ours} has no unique inverse")
@@ -255,10 +262,9 @@ def _guess(reshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> s
 
 
 def _check_alias(state: Mapping[str, Tensor], theirs: str, same_as: str, name: str) -> None:
-    if same_as not in state or not torch.equal(state[theirs], state[same_as]):
+    if not torch.equal(state[theirs], state[same_as]):
         raise CheckpointMismatchError(
-            f"{name}: the checkpoint's {theirs} should be a second name of {same_as}, but "
-            f"{'they differ' if same_as in state else 'that one is missing'}. "
+            f"{name}: the checkpoint's {theirs} should be a second name of {same_as}, but they differ. "
             "Check that the file was made for this variant; `zoo list` prints the others."
         )
 
