@@ -29,8 +29,8 @@ from zoo.demo import run_demo
 from zoo.evaluate.pairs import load_subject
 from zoo.evaluate.pictures import draw_learning
 from zoo.lookup import find_variant
-from zoo.train.engine import read_log
 from zoo.train.recipe import load_recipe
+from zoo.train.run import read_log
 from zoo.weights import files, sources
 
 ROOT = Path(__file__).parents[1]

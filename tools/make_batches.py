@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's zoo
 
 from zoo.catalog import VARIANTS
 from zoo.pictures import save_figure
-from zoo.train.engine import show_batch
+from zoo.train.preview import show_batch
 from zoo.train.recipe import load_recipe
 
 CARDS = Path(__file__).resolve().parents[1] / "model_cards"

@@ -33,8 +33,8 @@ from zoo.models._masked import MaskedAutoencoder
 from zoo.models.itpn import ITPNClip
 from zoo.models.resnet import JigsawClusteringModel, JigsawModel
 from zoo.train.data.loading import ENDLESS
-from zoo.train.engine import make_plan
 from zoo.train.recipe import Recipe, load_recipe
+from zoo.train.schedule import make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 CARDS = ROOT / "model_cards"

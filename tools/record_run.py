@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from zoo import pictures
 from zoo.models._masked import MaskedAutoencoder
-from zoo.train import engine
+from zoo.train import build
 from zoo.train.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 
 def draw_reconstructions(recipe: Recipe, model: MaskedAutoencoder, images: int = 4) -> Any:
     """Images that the run has not seen, with three quarters of their patches hidden, and rebuilt."""
-    source = engine.make_source(replace(recipe, seed=recipe.seed + 1))
+    source = build.make_source(replace(recipe, seed=recipe.seed + 1))
     rows = []
     for i in range(images):
         image = pictures.to_input(source[i]["image"], model)
@@ -58,7 +58,7 @@ def main() -> None:
     shutil.copyfile(args.run / "loss.png", folder / "loss.png")
     if (evaluation := args.run / "evaluation.json").exists():
         shutil.copyfile(evaluation, folder / "evaluation.json")
-    model: Any = engine.make_model(recipe).eval()
+    model: Any = build.make_model(recipe).eval()
     if isinstance(model, MaskedAutoencoder):
         model.load_state_dict(load_file(args.run / "model.safetensors"))
         pictures.save_figure(draw_reconstructions(recipe, model), folder / "completion.png")

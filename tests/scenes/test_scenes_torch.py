@@ -20,8 +20,8 @@ from zoo.scenes.render_torch import (
     render_views,
     render_views_in_torch,
 )
+from zoo.train.build import make_objective, make_source
 from zoo.train.data.loading import StepSampler, make_loader, to_device
-from zoo.train.engine import make_objective, make_source
 from zoo.train.recipe import load_recipe
 
 CONFIG = SceneConfig()

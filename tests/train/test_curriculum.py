@@ -9,10 +9,12 @@ import torch
 from tests.train.test_training import assert_identical, make_objective, tiny
 from zoo.errors import RecipeError, TrainingError
 from zoo.layers.patchify import TARGETS, normalize_patches
-from zoo.train import engine
+from zoo.train import build, preview, run
+from zoo.train.build import make_curriculum, make_source
 from zoo.train.curriculum import Curriculum
 from zoo.train.data.loading import StepSampler, make_loader
-from zoo.train.engine import make_curriculum, make_source, read_log, train
+from zoo.train.engine import train
+from zoo.train.run import Run, read_log
 
 POINTS = {
     "data.displacement": [[0, [0.02, 0.06]], [4, [0.04, 0.18]]],
@@ -77,14 +79,14 @@ def test_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     recipe = tiny(curriculum=POINTS, **{"data.render": "device"})
     train(recipe, tmp_path / "whole", workers=0, progress=False)
 
-    save = engine._Run.save
+    save = Run.save
 
     def save_and_stop(run: Any, step: int, *state: Any) -> None:
         save(run, step, *state)
         if step == 4:
             raise TrainingError("stopped")
 
-    monkeypatch.setattr(engine._Run, "save", save_and_stop)
+    monkeypatch.setattr(Run, "save", save_and_stop)
     with pytest.raises(TrainingError, match="stopped"):
         train(recipe, tmp_path / "stopped", workers=0, progress=False)
     monkeypatch.undo()
@@ -97,13 +99,13 @@ def test_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_runs_of_older_versions_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint that doesn't know a setting is of a run with its default."""
     train(tiny(), tmp_path, workers=0, progress=False)
-    before = engine.parse_recipe
+    before = run.parse_recipe
 
     def without_curriculum(settings: dict[str, Any], where: str) -> Any:
         del settings["curriculum"]
         return before(settings, where)
 
-    monkeypatch.setattr(engine, "parse_recipe", without_curriculum)
+    monkeypatch.setattr(run, "parse_recipe", without_curriculum)
     train(tiny(), tmp_path, workers=0, progress=False)
     with pytest.raises(TrainingError, match=r"other settings \(curriculum\)"):
         train(tiny(curriculum=POINTS), tmp_path, workers=0, progress=False)
@@ -133,12 +135,12 @@ def test_target_is_what_the_loss_is_of() -> None:
 
 def test_picture_shows_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    show = engine.OBJECTIVES["cross_view_completion"].show
+    show = build.OBJECTIVES["cross_view_completion"].show
     monkeypatch.setattr(
-        engine.OBJECTIVES["cross_view_completion"], "show", lambda *args: seen.append(args) or show(*args)
+        build.OBJECTIVES["cross_view_completion"], "show", lambda *args: seen.append(args) or show(*args)
     )
     recipe = tiny(curriculum=POINTS, **{"data.render": "device"})
-    engine.show_batch(recipe, samples=2)
+    preview.show_batch(recipe, samples=2)
     ((objective, _, batch),) = seen
     assert objective.views(batch)[2].sum(1).tolist() == [32, 32]
     want = make_source(tiny()).changed(displacement=(0.02, 0.06))[1]["image2"]

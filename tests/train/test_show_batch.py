@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from zoo.pictures import Frame, Panel, draw_panels, save_figure
-from zoo.train import engine
+from zoo.train import build, preview
+from zoo.train.data import loading
 from zoo.train.objectives import masked
 from zoo.train.objectives.cross_view import CrossViewCompletion
 from zoo.train.objectives.objective import Objective
@@ -41,7 +42,7 @@ def test_every_recipe_has_a_picture(name: str, photos: Path, tmp_path: Path, mon
         if recipe.objective["name"] in ("classification", "linear_probe"):
             changes["model_args.num_classes"] = 2
     monkeypatch.setattr(masked, "make_teacher", lambda *args: lambda images: torch.zeros(1, 196, 512))  # else fetched
-    figure = engine.show_batch(load_recipe(name, changes), samples=3)
+    figure = preview.show_batch(load_recipe(name, changes), samples=3)
     with Image.open(save_figure(figure, tmp_path / "batch.png")) as picture:
         assert min(picture.size) > 300
         assert len(np.unique(np.asarray(picture).reshape(-1, 4), axis=0)) > 500
@@ -58,12 +59,12 @@ def test_picture_is_of_the_first_samples() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("zoo.train.objectives.jigsaw.Jigsaw.show", note)
-        engine.show_batch(recipe, samples=3)
+        preview.show_batch(recipe, samples=3)
     (samples, batch) = seen[0]
-    source = engine.make_source(recipe)
-    sampler = engine.StepSampler(len(source), 3, recipe.seed, 0, 1, 1, 0, 1)
-    transform = engine.make_objective(recipe, source).transform
-    first = next(iter(engine.make_loader(source, transform, sampler, 0, False)))
+    source = build.make_source(recipe)
+    sampler = loading.StepSampler(len(source), 3, recipe.seed, 0, 1, 1, 0, 1)
+    transform = build.make_objective(recipe, source).transform
+    first = next(iter(loading.make_loader(source, transform, sampler, 0, False)))
     assert all(torch.equal(first[key], batch[key]) for key in first)
     (keys,) = sampler
     assert all(np.array_equal(sample["image"], source[i]["image"]) for sample, (i, _) in zip(samples, keys))
@@ -71,7 +72,7 @@ def test_picture_is_of_the_first_samples() -> None:
 
 def test_completion_hides_what_the_mask_hides() -> None:
     recipe = load_recipe("croco_nano")
-    objective = engine.make_objective(recipe, engine.make_source(recipe))
+    objective = build.make_objective(recipe, build.make_source(recipe))
     assert isinstance(objective, CrossViewCompletion)
     objective.hidden = 58  # of 8x8 patches; the last six of the last row are visible
     images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)

@@ -19,12 +19,16 @@ from safetensors.torch import load_file
 
 from tests.support.two_processes import in_two_processes
 from zoo.errors import DataError, DivergedError, ImageError, RecipeError, TrainingError, UnknownVariantError
-from zoo.train import engine
+from zoo.train import build
+from zoo.train.build import make_source
 from zoo.train.data.loading import ENDLESS, StepSampler, make_loader
 from zoo.train.data.pairs import ImagePairs
-from zoo.train.engine import dry_run, make_plan, make_source, read_log, train
+from zoo.train.engine import train
 from zoo.train.objectives.objective import Objective
+from zoo.train.preview import dry_run
 from zoo.train.recipe import Recipe, load_recipe, recipe_names
+from zoo.train.run import read_log
+from zoo.train.schedule import make_plan
 
 TINY = {
     "model_args": dict(embed_dim=32, depth=2, num_heads=2, decoder_dim=32, decoder_depth=2, decoder_num_heads=2),
@@ -40,7 +44,7 @@ def tiny(**changes) -> Recipe:
 
 
 def make_objective(recipe: Recipe) -> Objective:
-    return engine.make_objective(recipe, make_source(recipe))
+    return build.make_objective(recipe, make_source(recipe))
 
 
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
@@ -100,15 +104,16 @@ def test_killed_run_goes_on(reference_run: Path, tmp_path: Path) -> None:
     command = f"""
 from tests.train.test_training import tiny
 from zoo.train import engine
+from zoo.train.run import Run
 import os, signal
-save = engine._Run.save
+save = Run.save
 def save_and_die(run, step, *state):
     save(run, step, *state)
     if step == 4:
         with open(run.folder / "log.jsonl", "a") as log:
             log.write('{{"step": 5, "lo')  # what a kill in the middle of a write leaves
         os.kill(os.getpid(), signal.SIGKILL)
-engine._Run.save = save_and_die
+Run.save = save_and_die
 engine.train(tiny(), {str(tmp_path)!r}, workers=0, progress=False)
 """
     killed = subprocess.run([sys.executable, "-c", command], cwd=Path(__file__).parents[2])

@@ -50,12 +50,12 @@ def train(
 
     Example: zoo train croco_nano --set schedule.length=1000 --output runs/short
     """
-    from zoo.train import engine
+    from zoo.train import build, engine, preview, schedule
 
     run = _load_recipe(recipe, data, settings, init)
     folder = output or Path("runs") / run.name
-    source, held_out = engine.make_source(run), engine.make_validation_source(run)
-    plan = engine.make_plan(run, len(source))
+    source, held_out = build.make_source(run), build.make_validation_source(run)
+    plan = schedule.make_plan(run, len(source))
     optimizer = run.optimizer
     rows = [
         ("recipe", run.name + (f" ({run.source})" if run.source else "")),
@@ -72,7 +72,7 @@ def train(
     if not dry_run:
         print(engine.train(run, folder, workers=workers, accumulate=accumulate))
         return
-    trial = engine.dry_run(run, workers=workers, accumulate=accumulate)
+    trial = preview.dry_run(run, workers=workers, accumulate=accumulate)
     epochs = "" if trial["epochs"] is None else f", {trial['epochs']:,.1f} epochs"
     print_rows(
         [
@@ -97,9 +97,9 @@ def show_batch(
     Example: zoo show-batch croco_nano -o batch.png
     """
     from zoo.pictures import save_figure
-    from zoo.train import engine
+    from zoo.train import preview
 
-    print(save_figure(engine.show_batch(_load_recipe(recipe, data, settings), samples), output))
+    print(save_figure(preview.show_batch(_load_recipe(recipe, data, settings), samples), output))
 
 
 def _load_recipe(recipe: str, data: str | None, settings: list[str] | None, init: str | None = None) -> Recipe:

@@ -49,6 +49,7 @@ from zoo.scenes.render_torch import draw_batch, render, render_views, stack_scen
 from zoo.train import engine
 from zoo.train.data.loading import make_source
 from zoo.train.recipe import Recipe, load_recipe
+from zoo.train.run import read_log
 from zoo.weights.files import write_json
 
 if TYPE_CHECKING:
@@ -398,7 +399,7 @@ def compare(
             if name in RECIPES:
                 run = folder
                 engine.train(recipe_of(name, seed, steps, precision), run, workers=workers)
-                minutes[name].append(engine.read_log(run)[-1]["seconds"] / 60)
+                minutes[name].append(read_log(run)[-1]["seconds"] / 60)
             kept = folder / f"tasks_{steps}.json"
             settings = dict(sizes=asdict(sizes), precision=precision)
             found = json.loads(kept.read_text("utf-8")) if kept.exists() else {}

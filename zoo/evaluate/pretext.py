@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 
 from zoo.errors import TrainingError
+from zoo.train.build import make_objective, make_source
 from zoo.train.data.loading import ENDLESS, StepSampler, make_loader
-from zoo.train.engine import make_objective, make_plan, make_source, read_log
 from zoo.train.objectives.objective import Objective
 from zoo.train.recipe import load_recipe
+from zoo.train.run import read_log
+from zoo.train.schedule import make_plan
 
 # of each objective: its figure of a batch; chance; and the bar, a share to be exceeded
 MEASURES: dict[str, tuple[Callable[[Any, dict[str, Tensor]], dict[str, Tensor]], Callable[[Any], float], Any]] = {

@@ -44,7 +44,7 @@ def read_run(run: str | Path) -> tuple[nn.Module, Run]:
 
     Raises PublishError if it holds no run.
     """
-    from zoo.train import engine  # needs more packages than models do
+    from zoo.train.run import read_log  # needs more packages than models do
 
     run = Path(run)
     if not (run / RECIPE).is_file():
@@ -52,7 +52,7 @@ def read_run(run: str | Path) -> tuple[nn.Module, Run]:
             f"{run} holds neither a training run ({RECIPE}) nor a folder to publish ({CONFIG}); give one of them."
         )
     recipe = load_recipe(run / RECIPE)
-    rows = engine.read_log(run) if (run / "log.jsonl").is_file() else []
+    rows = read_log(run) if (run / "log.jsonl").is_file() else []
     if (run / HUB_FILENAME).is_file():
         about = metadata_of(run / HUB_FILENAME)
         model = _model_of_run(recipe, run / HUB_FILENAME)
@@ -118,7 +118,7 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
 
 
 def draw_loss(run: Run, path: Path) -> None:
-    from zoo.train import engine
+    from zoo.train.run import draw_loss
 
     if run.rows:
-        engine.draw_loss(run.rows, path, run.recipe.name)
+        draw_loss(run.rows, path, run.recipe.name)

@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 from tests.support.two_processes import in_two_processes
 from tests.train.data.test_images import png, write_shard
 from zoo.errors import CheckpointMismatchError, RecipeError, UnknownVariantError
-from zoo.train import engine
+from zoo.train.build import make_model, make_objective, make_optimizer, make_source
 from zoo.train.data import images
-from zoo.train.engine import make_model, make_objective, make_optimizer, make_plan, make_source, read_log, train
+from zoo.train.engine import train
 from zoo.train.objectives.classify import Classification, LinearProbe
 from zoo.train.recipe import Recipe, load_recipe
+from zoo.train.run import Run, read_log
+from zoo.train.schedule import make_plan
 
 TINY = dict(embed_dim=32, depth=2, num_heads=2, img_size=32)
 ALL_RANDOMNESS = dict(
@@ -81,14 +83,14 @@ def test_fine_tuning_learns(colors: Path, tmp_path: Path) -> None:
 
 def train_until_saved(recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Begin a run, which ends abruptly behind its first checkpoint."""
-    save = engine._Run.save
+    save = Run.save
 
     def save_and_die(run, step, *state):
         save(run, step, *state)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._Run, "save", save_and_die)
+        patch.setattr(Run, "save", save_and_die)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, folder, workers=0, progress=False)
 

@@ -16,7 +16,8 @@ from tools.make_permutations import make_permutations
 from zoo.errors import RecipeError
 from zoo.evaluate.pretext import evaluate
 from zoo.models.resnet import JigsawClusteringModel
-from zoo.train import engine
+from zoo.train import build, engine, run
+from zoo.train.data import loading
 from zoo.train.objectives.jigsaw import PuzzleTransform, read_permutations
 from zoo.train.objectives.jigsaw_clustering import QuarterTransform, cluster_loss, shuffle
 from zoo.train.objectives.objective import Objective
@@ -32,13 +33,13 @@ def tiny(name: str, **changes) -> Recipe:
 
 
 def make_objective(recipe: Recipe) -> Objective:
-    return engine.make_objective(recipe, engine.make_source(recipe))
+    return build.make_objective(recipe, build.make_source(recipe))
 
 
 def batch_of(recipe: Recipe, objective: Objective) -> dict[str, Tensor]:
-    source = engine.make_source(recipe)
-    sampler = engine.StepSampler(len(source), recipe.batch_size, 0, 0, 1, 1, 0, 1)
-    return next(iter(engine.make_loader(source, objective.transform, sampler, 0, False)))
+    source = build.make_source(recipe)
+    sampler = loading.StepSampler(len(source), recipe.batch_size, 0, 0, 1, 1, 0, 1)
+    return next(iter(loading.make_loader(source, objective.transform, sampler, 0, False)))
 
 
 # ---------------------------------------------------------------------------------------- Jigsaw Clustering
@@ -150,7 +151,7 @@ def test_patches_come_in_the_labels_order() -> None:
 @pytest.mark.parametrize("name", NANO)
 def test_training(name: str, tmp_path: Path) -> None:
     engine.train(tiny(name, **{"schedule.length": 3}), tmp_path, workers=0, progress=False)
-    rows = engine.read_log(tmp_path)
+    rows = run.read_log(tmp_path)
     accuracy = "location_accuracy" if name == "jigclu_nano" else "accuracy"
     assert len(rows) == 3 and all(0 <= row[accuracy] <= 1 for row in rows)
     state = load_file(tmp_path / "model.safetensors")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from zoo.errors import RecipeError
 from zoo.layers.masking import patch_loss, split_mask, take_tokens
 from zoo.layers.patchify import normalize_patches, patchify
-from zoo.train import engine
+from zoo.train import build, engine, run
 from zoo.train.data.loading import StepSampler, make_loader
 from zoo.train.recipe import Recipe, load_recipe
 
@@ -30,7 +30,7 @@ RECIPES = ["convmae_nano", "hivit_nano", "itpn_nano_pixel", "itpn_nano_ema"]
 
 def held_out_batch(objective: Any, recipe: Recipe, count: int = 64) -> dict[str, torch.Tensor]:
     """Of the same kind as the recipe's images, and none of them."""
-    source = engine.make_source(replace(recipe, seed=recipe.seed + 1))
+    source = build.make_source(replace(recipe, seed=recipe.seed + 1))
     (batch,) = make_loader(source, objective.transform, StepSampler(len(source), count, 1, 0, 1, 1, 0, 1), 0, False)
     return batch
 
@@ -39,7 +39,7 @@ def held_out_batch(objective: Any, recipe: Recipe, count: int = 64) -> dict[str,
 def test_nano_runs_beat_a_constant(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name, SECONDS)
     engine.train(recipe, tmp_path, workers=0, progress=False)
-    objective: Any = engine.make_objective(recipe, engine.make_source(recipe))
+    objective: Any = build.make_objective(recipe, build.make_source(recipe))
     batch = held_out_batch(objective, recipe)
     images, mask = objective.to_input(batch["image"]), batch["mask"]
     _, hidden = split_mask(mask, objective.hidden)
@@ -53,10 +53,10 @@ def test_nano_runs_beat_a_constant(name: str, tmp_path: Path) -> None:
 
 def test_moving_average_learns_from_a_teacher_that_follows(tmp_path: Path) -> None:
     recipe = load_recipe("itpn_nano_ema", SECONDS | {"schedule.length": 4})
-    start: Any = engine.make_objective(recipe, engine.make_source(recipe)).model
+    start: Any = build.make_objective(recipe, build.make_source(recipe)).model
     engine.train(recipe, tmp_path, workers=0, progress=False)
     end = load_file(tmp_path / "model.safetensors")
-    row = engine.read_log(tmp_path)[-1]
+    row = run.read_log(tmp_path)[-1]
     assert abs(row["loss"] - row["pixels"] - row["features"]) < 1e-4
     name = "encoder.blocks.0.mlp.fc1.weight"
     before, student, teacher = start.state_dict()[name], end[name], end[name.replace("encoder", "teacher")]
@@ -75,11 +75,11 @@ def test_tokens_of_a_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **args: create(name, **args))
     recipe = clip_recipe(**{"schedule.length": 30})
     engine.train(recipe, tmp_path, workers=0, progress=False)
-    losses = [row["loss"] for row in engine.read_log(tmp_path)]
+    losses = [row["loss"] for row in run.read_log(tmp_path)]
     assert losses[-1] < 0.9 * losses[0]
     with pytest.raises(RecipeError, match="192 channels and the model predicts 7"):
         other = clip_recipe(model_args=recipe.model_args | {"teacher_dim": 7})
-        engine.make_objective(other, engine.make_source(other))
+        build.make_objective(other, build.make_source(other))
 
 
 def test_objectives_say_which_models_they_train() -> None:
@@ -90,4 +90,4 @@ def test_objectives_say_which_models_they_train() -> None:
     ):
         recipe = load_recipe(objective, {"model": model, "data": {"source": "scenes"}})
         with pytest.raises(RecipeError, match=named):
-            engine.make_objective(recipe, engine.make_source(recipe))
+            build.make_objective(recipe, build.make_source(recipe))

@@ -17,11 +17,13 @@ from torch import Tensor
 from tests.support.two_processes import ROOT, in_two_processes
 from tests.train.test_training import weights_of
 from zoo.errors import RecipeError
-from zoo.train import engine
-from zoo.train.engine import make_source, train
+from zoo.train import build, engine
+from zoo.train.build import make_source
+from zoo.train.engine import train
 from zoo.train.objectives import pirl
 from zoo.train.objectives.pirl import MemoryBank, Pirl, PirlTransform, bank_loss, draw_negatives, infonce, mean_exp, nce
 from zoo.train.recipe import Recipe, load_recipe
+from zoo.train.run import read_log
 
 TINY = {
     "model_args": dict(layers=(1, 1, 1, 1), channels=(4, 4, 4, 4), dim=8, norm_layer="groupnorm1"),
@@ -38,7 +40,7 @@ def tiny(**changes) -> Recipe:
 
 
 def make_objective(recipe: Recipe) -> Pirl:
-    objective = engine.make_objective(recipe, make_source(recipe))
+    objective = build.make_objective(recipe, make_source(recipe))
     assert isinstance(objective, Pirl)
     return objective
 
@@ -203,7 +205,7 @@ one_step(Path({str(two)!r}), int(os.environ["RANK"]))
         torch.testing.assert_close(
             gradients[1][key], expected, rtol=1e-4, atol=1e-5 * largest, msg=lambda m, key=key: f"{key}: {m}"
         )
-    losses = [engine.read_log(run)[0] for run in (one, two)]
+    losses = [read_log(run)[0] for run in (one, two)]
     for key in ("loss", "image_loss", "view_loss", "view_accuracy"):
         assert losses[0][key] == pytest.approx(losses[1][key], rel=1e-5), key
 

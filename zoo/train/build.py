@@ -1,0 +1,154 @@
+"""A recipe's parts: source, model, objective, curriculum and optimizer, from what it says of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.optim import create_optimizer_v2
+from torch import nn
+
+from zoo.errors import RecipeError, ZooError
+from zoo.lookup import find_variant
+from zoo.models import fetch
+from zoo.models.croco import create_pair_model
+from zoo.train.curriculum import Curriculum
+from zoo.train.data import loading as data
+from zoo.train.objectives.classify import Classification, LinearProbe
+from zoo.train.objectives.cross_view import CrossViewCompletion
+from zoo.train.objectives.jigsaw import Jigsaw
+from zoo.train.objectives.jigsaw_clustering import JigsawClustering
+from zoo.train.objectives.masked import MaskedFeatureModeling, MaskedImageModeling, MaskedTokenModeling
+from zoo.train.objectives.objective import Objective
+from zoo.train.objectives.pirl import Pirl
+from zoo.train.recipe import Recipe
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "cross_view_completion": CrossViewCompletion,
+    "masked_image_modeling": MaskedImageModeling,
+    "masked_feature_modeling": MaskedFeatureModeling,
+    "masked_token_modeling": MaskedTokenModeling,
+    "jigsaw": Jigsaw,
+    "jigsaw_clustering": JigsawClustering,
+    "pirl": Pirl,
+    "classification": Classification,
+    "linear_probe": LinearProbe,
+}
+"""Objectives by the name that recipes use."""
+
+
+VALIDATION_SEED = 2**32 - 1
+"""Of procedural validation images: not a training run's, and the same for all of them."""
+
+
+def objective_class(recipe: Recipe) -> type[Objective]:
+    name = recipe.objective.get("name")
+    if name not in OBJECTIVES:
+        raise RecipeError(f"The objective '{name}' is unknown; choose {', '.join(OBJECTIVES)}.")
+    return OBJECTIVES[name]
+
+
+def make_source(recipe: Recipe) -> Any:
+    """The map-style dataset of a recipe's `data`, giving what its objective takes."""
+    return data.make_source(recipe.data, recipe.seed, objective_class(recipe).sample)
+
+
+def make_validation_source(recipe: Recipe) -> Any:
+    """What a recipe is validated on, or None."""
+    if not recipe.validation:
+        return None
+    return data.make_source(recipe.data | recipe.validation, VALIDATION_SEED, objective_class(recipe).sample)
+
+
+def make_model(recipe: Recipe) -> nn.Module:
+    """The recipe's model, from what it starts from, or freshly drawn with the recipe's seed."""
+    if recipe.model != "create_pair_model" and not timm.is_model(recipe.model):
+        find_variant(recipe.model)  # names the nearest ones
+    args = dict(recipe.model_args)
+    if recipe.init:
+        find_variant(recipe.model)  # timm's own models load less strictly
+        args |= dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(_init_file(recipe.init))))
+    torch.manual_seed(recipe.seed)
+    try:
+        if recipe.model == "create_pair_model":
+            return create_pair_model(**recipe.model_args)
+        return timm.create_model(recipe.model, **args)
+    except ZooError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RecipeError(f"The recipe's model_args don't fit {recipe.model} ({error}); correct them.") from error
+
+
+def _init_file(init: str) -> Path:
+    path = Path(init)
+    if path.is_dir():
+        path /= "model.safetensors"
+        if not path.is_file():
+            raise RecipeError(f"The run {init} has no model.safetensors; finish it, or start from another.")
+    if path.is_file():
+        return path
+    if len(path.parts) > 1 or path.suffix in (".safetensors", ".pth", ".pt"):
+        raise RecipeError(f"There are no weights {init} to start from; give a file, a run's folder or a variant.")
+    return fetch(init)
+
+
+def make_objective(recipe: Recipe, source: Any, model: nn.Module | None = None) -> Objective:
+    """The recipe's model, or another one, under its objective, as they are at the first step."""
+    objective_cls = objective_class(recipe)
+    settings = dict(recipe.objective)
+    name = settings.pop("name")
+    if model is None:
+        model = make_model(recipe)
+    try:
+        return objective_cls(model, source, **settings)
+    except TypeError as error:
+        raise RecipeError(f"The settings of the objective '{name}' don't fit ({error}).") from error
+
+
+def make_curriculum(recipe: Recipe, source: Any, objective: Objective) -> Curriculum:
+    """The settings that change with the step, once source and objective have taken the values of all points; the
+    objective is left with those of step 0."""
+    curriculum = Curriculum(recipe.curriculum, recipe.batch_size)
+    for step in reversed(curriculum.steps()):
+        if changes := curriculum.data(step * recipe.batch_size):
+            if not hasattr(source, "changed"):
+                raise RecipeError(f"Only scenes can change their {', '.join(changes)}; leave it out of the curriculum.")
+            source.changed(**changes)
+        objective.configure(**curriculum.objective(step))
+    return curriculum
+
+
+def make_optimizer(recipe: Recipe, objective: Objective) -> torch.optim.Optimizer:
+    """timm's optimizer; each of its groups has `lr_scale`, its share of the learning rate."""
+    settings = recipe.optimizer
+    options: dict[str, Any] = dict(betas=settings.betas) if "adam" in settings.name else {}
+    if settings.momentum is not None:
+        options["momentum"] = settings.momentum
+    if settings.name == "lars":
+        options["always_adapt"] = True  # timm's leaves parameters without weight decay alone, and a probe has no other
+    trained: nn.Module = objective
+    if settings.layer_decay is not None:
+        trained = objective.model  # which says what its layers are
+        outside = [name for name, p in objective.named_parameters() if p.requires_grad and name[:6] != "model."]
+        if outside:
+            raise RecipeError(
+                f"The objective trains parameters outside of the model ({', '.join(outside[:3])}), which layer-wise "
+                "decay doesn't know; leave out optimizer.layer_decay."
+            )
+    try:
+        optimizer = create_optimizer_v2(
+            trained,
+            opt=settings.name,
+            lr=recipe.learning_rate(),
+            weight_decay=settings.weight_decay,
+            filter_bias_and_bn=not settings.decay_all,
+            layer_decay=settings.layer_decay,
+            **options,
+        )
+    except ValueError as error:  # a name that timm does not know
+        raise RecipeError(f"The optimizer '{settings.name}' can't be made ({error}); see timm.optim.") from error
+    for group in optimizer.param_groups:
+        group.setdefault("lr_scale", 1.0)
+    return optimizer
