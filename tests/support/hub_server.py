@@ -25,11 +25,8 @@ import threading
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
@@ -41,163 +38,26 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
-from starlette.types import Message, Receive, Scope, Send
 
-LFS_SUFFIXES = frozenset((".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".zip"))
-LFS_SIZE = 10 << 20
+from tests.support.hub_faults import Fault, Seen, Spoiled
+from tests.support.hub_store import Blob, HubStore, Repo, User, git_oid, is_lfs, refuse
+
 LICENSES = frozenset(("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "other"))
 
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-@dataclass(frozen=True)
-class User:
-    name: str
-    orgs: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Blob:
-    """A file's content on disk. oid: git's SHA-1. sha256: of a file in LFS, else None."""
-
-    path: Path
-    size: int
-    oid: str
-    sha256: str | None
-
-
-@dataclass(frozen=True)
-class Commit:
-    id: str
-    title: str
-    files: Mapping[str, Blob]
-    date: str
-
-
-@dataclass
-class Repo:
-    """refs: branches by name, "refs/pr/N" for pull requests. gated: only `allowed` users may read its files."""
-
-    id: str
-    commits: dict[str, Commit]
-    refs: dict[str, str]
-    private: bool = False
-    gated: bool = False
-    allowed: set[str] = field(default_factory=set)
-    tags: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def namespace(self) -> str:
-        return self.id.partition("/")[0]
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A request that came in. route: see `HubServer.routes`."""
-
-    route: str
-    method: str
-    path: str
-    headers: Mapping[str, str]
-
-
-@dataclass
-class Fault:
-    """What goes wrong with the next `times` requests to a route ("*": any); None: with all.
-
-    method, path: narrow it down; path may have * and ?.
-
-    One of these answers instead of the server, which then does nothing:
-    status, headers, body: this answer. An HTML page: status=200, headers={"content-type": "text/html"}, body=b"<html>".
-
-    Or the server answers, and on the way to the client
-    change: makes another body of the right one.
-    length: is the Content-Length that it claims.
-    cut: is the number of the body's bytes after which the connection breaks. 0: what was asked for is done, but
-        the client can't know.
-    drip: is the number of seconds before each `piece` of the body.
-    delay: is the number of seconds before the answer.
-    """
-
-    route: str
-    times: int | None = 1
-    method: str = "*"
-    path: str = "*"
-    status: int | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
-    change: Callable[[bytes], bytes] | None = None
-    length: int | None = None
-    cut: int | None = None
-    drip: float = 0.0
-    piece: int = 1024
-    delay: float = 0.0
-
-    def applies(self, seen: Seen) -> bool:
-        return (
-            self.times != 0
-            and fnmatchcase(seen.route, self.route)
-            and fnmatchcase(seen.method, self.method)
-            and fnmatchcase(seen.path, self.path)
-        )
-
-
-class _Broken(Exception):
-    """Raised inside an answer, it makes uvicorn close the connection."""
-
-
-class _Spoiled(Response):
-    """Another response, collected and sent on as the fault wants."""
-
-    def __init__(self, response: Response, fault: Fault) -> None:
-        super().__init__()
-        self.response, self.fault = response, fault
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        messages: list[Message] = []
-
-        async def collect(message: Message) -> None:
-            messages.append(message)
-
-        await self.response(scope, receive, collect)
-        start, fault = messages[0], self.fault
-        body = b"".join(message.get("body", b"") for message in messages[1:])
-        headers = {key: value for key, value in start["headers"] if key != b"content-length"}
-        if fault.change is not None:
-            body = fault.change(body)
-        if scope["method"] != "HEAD":
-            headers[b"content-length"] = b"%d" % (len(body) if fault.length is None else fault.length)
-        await send({**start, "headers": list(headers.items())})
-        end = min(len(body) if limit is None else limit for limit in (fault.cut, fault.length))
-        step = fault.piece if fault.drip else max(1, end)
-        for position in range(0, end, step):
-            await asyncio.sleep(fault.drip)
-            await send(
-                {"type": "http.response.body", "body": body[position : min(end, position + step)], "more_body": True}
-            )
-        if fault.cut is not None or fault.length is not None:
-            raise _Broken
-        await send({"type": "http.response.body", "body": b""})
-
-
-class HubServer:
+class HubServer(HubStore):
     """The server; a context manager. folder: where it keeps files.
 
     part_size: size of the parts that larger LFS files are uploaded in. page_size: entries of a page of listings.
     """
 
-    owner = User("owner", ("zoo-org",))
-    guest = User("guest")
-    owner_token = "hf_OwnerTokenForTests"
-    guest_token = "hf_GuestTokenForTests"
-
     def __init__(self, folder: Path, *, part_size: int = 4 << 20, page_size: int = 100) -> None:
-        self.folder, self.part_size, self.page_size = folder, part_size, page_size
-        self.users = {self.owner_token: self.owner, self.guest_token: self.guest}
-        self.repos: dict[str, Repo] = {}
+        super().__init__(folder)
+        self.part_size, self.page_size = part_size, page_size
         self.faults: list[Fault] = []
         self.seen: list[Seen] = []
-        folder.mkdir(parents=True, exist_ok=True)
         app = Starlette(
             routes=[
                 Route(path, self._guarded(name, handler), methods=[method], name=name)
@@ -292,28 +152,6 @@ class HubServer:
         for name, value in values.items():
             monkeypatch.setattr(constants, name, value)
 
-    def add_repo(self, repo_id: str, files: Mapping[str, bytes] | None = None, **attributes: Any) -> Repo:
-        """A new repository with these files, without a request. attributes: see `Repo`."""
-        first = Commit(_commit_id(repo_id), "initial commit", {}, _now())
-        repo = self.repos[repo_id] = Repo(repo_id, {first.id: first}, {"main": first.id}, **attributes)
-        if files:
-            self.add_files(repo_id, files)
-        return repo
-
-    def add_files(self, repo_id: str, files: Mapping[str, bytes], revision: str = "main") -> str:
-        """Commit files, without a request; returns the commit."""
-        repo = self.repos[repo_id]
-        blobs = {path: self._store(content, _is_lfs(path, content, len(content))) for path, content in files.items()}
-        return self._add_commit(repo, revision, "by the test", {**self._files(repo, revision), **blobs})
-
-    def read(self, repo_id: str, path: str, revision: str = "main") -> bytes:
-        """A file's content, without a request."""
-        return self._files(self.repos[repo_id], revision)[path].path.read_bytes()
-
-    def listing(self, repo_id: str, revision: str = "main") -> list[str]:
-        """Names of a repository's files, without a request."""
-        return sorted(self._files(self.repos[repo_id], revision))
-
     def count(self, route: str = "*", method: str = "*", path: str = "*") -> int:
         """Number of requests that came in; arguments may have * and ?."""
         probe = Fault(route, method=method, path=path)
@@ -332,8 +170,8 @@ class HubServer:
                 fault.times -= 1
             await asyncio.sleep(fault.delay)
             if fault.status is not None:
-                return _Spoiled(Response(fault.body, fault.status, dict(fault.headers)), fault)
-            return _Spoiled(await answer(request), fault)
+                return Spoiled(Response(fault.body, fault.status, dict(fault.headers)), fault)
+            return Spoiled(await answer(request), fault)
 
         async def answer(request: Request) -> Response:
             try:
@@ -351,7 +189,7 @@ class HubServer:
         if not scheme:
             return None
         if token not in self.users:
-            _refuse(401, message="Invalid credentials in Authorization header")
+            refuse(401, message="Invalid credentials in Authorization header")
         return self.users[token]
 
     def _readable(self, request: Request, file: str = "README.md") -> Repo:
@@ -360,27 +198,25 @@ class HubServer:
         repo, user = self.repos.get(repo_id), self._user(request)
         if repo is None or (repo.private and not _owns(user, repo.namespace)):
             if user is None:
-                _refuse(401, "RepoNotFound", "Invalid username or password.")
-            _refuse(404, "RepoNotFound", "Repository not found")
+                refuse(401, "RepoNotFound", "Invalid username or password.")
+            refuse(404, "RepoNotFound", "Repository not found")
         open_to_all = file in ("README.md", ".gitattributes")
         if repo.gated and not open_to_all and not _owns(user, repo.namespace):
             restricted = f"Access to model {repo_id} is restricted"
             if user is None:
-                _refuse(
-                    401, "GatedRepo", f"{restricted}. You must have access to it and be authenticated to access it."
-                )
+                refuse(401, "GatedRepo", f"{restricted}. You must have access to it and be authenticated to access it.")
             if user.name not in repo.allowed:
                 visit = f"Visit {self.url}/{repo_id} to ask for access."
-                _refuse(403, "GatedRepo", f"{restricted} and you are not in the authorized list. {visit}")
+                refuse(403, "GatedRepo", f"{restricted} and you are not in the authorized list. {visit}")
         return repo
 
     def _writable(self, request: Request) -> Repo:
         """The repository of a request, if whoever asks may write to it, or open a pull request as was asked."""
         repo, user = self._readable(request), self._user(request)
         if user is None:
-            _refuse(401, message="Invalid username or password.")
+            refuse(401, message="Invalid username or password.")
         if not _owns(user, repo.namespace) and request.query_params.get("create_pr") != "1":
-            _refuse(403, message="Forbidden: pass `create_pr=1` as a query parameter to create a Pull Request")
+            refuse(403, message="Forbidden: pass `create_pr=1` as a query parameter to create a Pull Request")
         return repo
 
     # ------------------------------------------------------------------------------------- accounts
@@ -388,7 +224,7 @@ class HubServer:
     async def _whoami(self, request: Request) -> Response:
         user = self._user(request)
         if user is None:
-            _refuse(401, message="Invalid username or password.")
+            refuse(401, message="Invalid username or password.")
         return JSONResponse({"type": "user", "name": user.name, "orgs": [{"name": org} for org in user.orgs]})
 
     # --------------------------------------------------------------------------------- repositories
@@ -396,11 +232,11 @@ class HubServer:
     async def _create_repo(self, request: Request) -> Response:
         user, asked = self._user(request), await request.json()
         if user is None:
-            _refuse(401, message="Invalid username or password.")
+            refuse(401, message="Invalid username or password.")
         namespace = asked.get("organization") or user.name
         repo_id = f"{namespace}/{asked['name']}"
         if not _owns(user, namespace):
-            _refuse(403, message=f'You don\'t have the rights to create a model under the namespace "{namespace}"')
+            refuse(403, message=f'You don\'t have the rights to create a model under the namespace "{namespace}"')
         answer = {"url": f"{self.url}/{repo_id}", "name": repo_id}
         if repo_id in self.repos:
             return JSONResponse({**answer, "error": "You already created this model repo"}, 409)
@@ -451,14 +287,14 @@ class HubServer:
         commit = self._find_commit(self._readable(request), revision)
         inside = [path for path in sorted(commit.files) if not folder or path.startswith(folder + "/")]
         if folder and not inside:
-            _refuse(404, "EntryNotFound", f"{folder} does not exist on this revision")
+            refuse(404, "EntryNotFound", f"{folder} does not exist on this revision")
         entries = [_entry(path, commit.files[path]) for path in inside]
         if request.query_params.get("recursive", "false").lower() != "true":
             depth = len(PurePosixPath(folder).parts) + 1
             direct = [entry for entry in entries if len(PurePosixPath(entry["path"]).parts) == depth]
             below = {"/".join(PurePosixPath(path).parts[:depth]) for path in inside}
             entries = direct + [
-                {"type": "directory", "path": path, "oid": _git_oid(path.encode()), "size": 0}
+                {"type": "directory", "path": path, "oid": git_oid(path.encode()), "size": 0}
                 for path in sorted(below - {entry["path"] for entry in direct})
             ]
         start = int(request.query_params.get("cursor", "0"))
@@ -494,14 +330,14 @@ class HubServer:
     async def _branch(self, request: Request) -> Response:
         repo, asked, branch = self._writable(request), await request.json(), request.path_params["branch"]
         if branch in repo.refs:
-            _refuse(409, message=f"Reference already exists: refs/heads/{branch}")
+            refuse(409, message=f"Reference already exists: refs/heads/{branch}")
         repo.refs[branch] = self._find_commit(repo, asked.get("startingPoint", "main")).id
         return JSONResponse({})
 
     async def _tag(self, request: Request) -> Response:
         repo, asked = self._writable(request), await request.json()
         if asked["tag"] in repo.tags:
-            _refuse(409, message=f"Reference already exists: refs/tags/{asked['tag']}")
+            refuse(409, message=f"Reference already exists: refs/tags/{asked['tag']}")
         repo.tags[asked["tag"]] = self._find_commit(repo, request.path_params["revision"]).id
         return JSONResponse({})
 
@@ -542,7 +378,7 @@ class HubServer:
         answers = []
         for file in (await request.json())["files"]:
             path, known = file["path"], present.get(file["path"])
-            lfs = _is_lfs(path, base64.b64decode(file["sample"]), file["size"])
+            lfs = is_lfs(path, base64.b64decode(file["sample"]), file["size"])
             answer = {"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
             if known is not None:
                 answer["oid"] = known.sha256 or known.oid
@@ -552,7 +388,7 @@ class HubServer:
     async def _lfs_batch(self, request: Request) -> Response:
         repo, user, asked = self._readable(request), self._user(request), await request.json()
         if user is None or (asked.get("ref") and not _owns(user, repo.namespace)):
-            _refuse(403, message="You have no rights to push to this repository")
+            refuse(403, message="You have no rights to push to this repository")
         answers = []
         for wanted in asked["objects"]:
             oid, size = wanted["oid"], wanted["size"]
@@ -584,7 +420,7 @@ class HubServer:
         for part in parts:
             content = self._part_path(request.path_params["oid"], part["partNumber"]).read_bytes()
             if part["etag"].strip('"') != hashlib.md5(content).hexdigest():
-                _refuse(400, message="a part's etag is wrong")
+                refuse(400, message="a part's etag is wrong")
         self._assemble(request.path_params["oid"], len(parts))
         return JSONResponse({"success": True})
 
@@ -592,7 +428,7 @@ class HubServer:
         asked = await request.json()
         path = self._lfs_path(asked["oid"])
         if not path.exists() or path.stat().st_size != asked["size"]:
-            _refuse(404, message="LFS object not found")
+            refuse(404, message="LFS object not found")
         return JSONResponse({})
 
     async def _commit(self, request: Request) -> Response:
@@ -603,26 +439,26 @@ class HubServer:
         files = dict(parent.files)
         header = lines[0]["value"]
         if header.get("parentCommit", parent.id) != parent.id:
-            _refuse(412, message="A commit has happened since. Please refresh and try again.")
+            refuse(412, message="A commit has happened since. Please refresh and try again.")
         for line in lines[1:]:
             kind, value = line["key"], line["value"]
             path = value["path"]
             if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-                _refuse(400, message=f"{path} is no valid path")
+                refuse(400, message=f"{path} is no valid path")
             if kind == "file":
                 files[path] = self._store(base64.b64decode(value["content"]), lfs=False)
             elif kind == "lfsFile":
                 if not self._lfs_path(value["oid"]).exists():
-                    _refuse(400, message=f"LFS object {value['oid']} of {path} was not uploaded")
+                    refuse(400, message=f"LFS object {value['oid']} of {path} was not uploaded")
                 files[path] = self._lfs_blob(value["oid"])
             elif kind in ("deletedFile", "deletedFolder"):
                 gone = [name for name in files if name == path or (kind == "deletedFolder" and name.startswith(path))]
                 if not gone:
-                    _refuse(404, "EntryNotFound", "A file with this name doesn't exist")
+                    refuse(404, "EntryNotFound", "A file with this name doesn't exist")
                 for name in gone:
                     del files[name]
             else:
-                _refuse(400, message=f"{kind} is no operation")
+                refuse(400, message=f"{kind} is no operation")
         answer: dict[str, Any] = {"success": True}
         if request.query_params.get("create_pr") == "1":
             number = 1 + sum(ref.startswith("refs/pr/") for ref in repo.refs)
@@ -639,7 +475,7 @@ class HubServer:
         commit = self._find_commit(self._readable(request, path), revision)
         headers = {"x-repo-commit": commit.id}
         if path not in commit.files:
-            _refuse(404, "EntryNotFound", "Entry not found", headers)
+            refuse(404, "EntryNotFound", "Entry not found", headers)
         blob = commit.files[path]
         if blob.sha256 is None:
             return FileResponse(blob.path, headers={**headers, "etag": f'"{blob.oid}"'}, media_type="text/plain")
@@ -649,68 +485,6 @@ class HubServer:
     async def _cdn(self, request: Request) -> Response:
         oid = request.path_params["oid"]
         return FileResponse(self._lfs_path(oid), headers={"etag": f'"{oid}"'}, media_type="application/octet-stream")
-
-    # -------------------------------------------------------------------------------------- storage
-
-    def _find_commit(self, repo: Repo, revision: str) -> Commit:
-        for refs in (repo.refs, repo.tags):
-            if revision in refs:
-                return repo.commits[refs[revision]]
-        found = [commit for commit in repo.commits if len(revision) >= 7 and commit.startswith(revision)]
-        if len(found) != 1:
-            _refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        return repo.commits[found[0]]
-
-    def _files(self, repo: Repo, revision: str) -> Mapping[str, Blob]:
-        return self._find_commit(repo, revision).files
-
-    def _add_commit(self, repo: Repo, revision: str, title: str, files: Mapping[str, Blob]) -> str:
-        if revision not in repo.refs:
-            _refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        tree = "\n".join(f"{path} {blob.oid}" for path, blob in sorted(files.items()))
-        commit = Commit(_commit_id(repo.refs[revision], title, tree), title, dict(sorted(files.items())), _now())
-        repo.commits[commit.id] = commit
-        repo.refs[revision] = commit.id
-        return commit.id
-
-    def _card_data(self, commit: Commit) -> dict[str, Any]:
-        text = commit.files["README.md"].path.read_text("utf-8") if "README.md" in commit.files else ""
-        return (yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else None) or {}
-
-    def _store(self, content: bytes, lfs: bool) -> Blob:
-        if lfs:
-            oid = hashlib.sha256(content).hexdigest()
-            self._lfs_path(oid).write_bytes(content)
-            return self._lfs_blob(oid)
-        oid = _git_oid(content)
-        path = self.folder / oid
-        path.write_bytes(content)
-        return Blob(path, len(content), oid, None)
-
-    def _lfs_blob(self, oid: str) -> Blob:
-        path = self._lfs_path(oid)
-        size = path.stat().st_size
-        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n"
-        return Blob(path, size, _git_oid(pointer.encode()), oid)
-
-    def _lfs_path(self, oid: str) -> Path:
-        return self.folder / f"lfs-{oid}"
-
-    def _part_path(self, oid: str, part: int) -> Path:
-        return self.folder / f"part-{oid}-{part}"
-
-    def _assemble(self, oid: str, parts: int) -> None:
-        content = b"".join(self._part_path(oid, part).read_bytes() for part in range(1, parts + 1))
-        if hashlib.sha256(content).hexdigest() != oid:
-            _refuse(400, message="the content doesn't have the SHA-256 that was announced")
-        self._lfs_path(oid).write_bytes(content)
-
-
-def _refuse(
-    status: int, code: str | None = None, message: str = "", headers: Mapping[str, str] | None = None
-) -> NoReturn:
-    about = {"x-error-message": message} | ({"x-error-code": code} if code else {})
-    raise HTTPException(status, message, {**(headers or {}), **about})
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
@@ -729,22 +503,6 @@ def _owns(user: User | None, namespace: str) -> bool:
     return user is not None and namespace in (user.name, *user.orgs)
 
 
-def _is_lfs(path: str, sample: bytes, size: int) -> bool:
-    return PurePosixPath(path).suffix in LFS_SUFFIXES or size > LFS_SIZE or b"\0" in sample[:512]
-
-
 def _entry(path: str, blob: Blob) -> dict[str, Any]:
     lfs = {"lfs": {"oid": blob.sha256, "size": blob.size, "pointerSize": 134}} if blob.sha256 else {}
     return {"type": "file", "path": path, "oid": blob.oid, "size": blob.size, **lfs}
-
-
-def _git_oid(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def _commit_id(*parts: str) -> str:
-    return hashlib.sha1("\0".join((*parts, str(time.time_ns()))).encode()).hexdigest()
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")
