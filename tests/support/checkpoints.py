@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import io
 import pickle
+import socket
 import struct
 import sys
 import threading
@@ -252,3 +253,16 @@ class FileServer:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    assert set(left) == set(right)
+    for name, tensor in left.items():
+        assert tensor.dtype == right[name].dtype and torch.equal(tensor, right[name]), name
+
+
+def free_port() -> int:
+    """A port on which nobody answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
