@@ -25,7 +25,7 @@ from torch import Tensor
 from zoo import fetch, find_variant
 from zoo.catalog import VARIANTS, Variant
 from zoo.evaluate import pairs
-from zoo.train.data.loading import make_source
+from zoo.train.data.sources import make_source
 from zoo.train.recipe import load_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -47,7 +47,7 @@ from zoo.models.croco import PairModel
 from zoo.scenes.render import Scene, SceneConfig, sample_scene
 from zoo.scenes.render_torch import draw_batch, render, render_views, stack_scenes
 from zoo.train import engine
-from zoo.train.data.loading import make_source
+from zoo.train.data.sources import make_source
 from zoo.train.recipe import Recipe, load_recipe
 from zoo.train.run import read_log
 from zoo.weights.files import write_json

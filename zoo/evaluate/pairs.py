@@ -47,7 +47,7 @@ from zoo.models import fetch
 from zoo.models.croco import CrossBlock, PairModel
 from zoo.scenes.render import SceneConfig, ScenePairs
 from zoo.train.build import make_model
-from zoo.train.data.loading import make_source
+from zoo.train.data.sources import make_source
 from zoo.train.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:

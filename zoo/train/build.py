@@ -15,7 +15,7 @@ from zoo.lookup import find_variant
 from zoo.models import fetch
 from zoo.models.croco import create_pair_model
 from zoo.train.curriculum import Curriculum
-from zoo.train.data import loading as data
+from zoo.train.data import sources
 from zoo.train.objectives.classify import Classification, LinearProbe
 from zoo.train.objectives.cross_view import CrossViewCompletion
 from zoo.train.objectives.jigsaw import Jigsaw
@@ -52,14 +52,14 @@ def objective_class(recipe: Recipe) -> type[Objective]:
 
 def make_source(recipe: Recipe) -> Any:
     """The map-style dataset of a recipe's `data`, giving what its objective takes."""
-    return data.make_source(recipe.data, recipe.seed, objective_class(recipe).sample)
+    return sources.make_source(recipe.data, recipe.seed, objective_class(recipe).sample)
 
 
 def make_validation_source(recipe: Recipe) -> Any:
     """What a recipe is validated on, or None."""
     if not recipe.validation:
         return None
-    return data.make_source(recipe.data | recipe.validation, VALIDATION_SEED, objective_class(recipe).sample)
+    return sources.make_source(recipe.data | recipe.validation, VALIDATION_SEED, objective_class(recipe).sample)
 
 
 def make_model(recipe: Recipe) -> nn.Module:

@@ -11,10 +11,13 @@ import pytest
 from PIL import Image
 
 from zoo.errors import DataError, ImageError, RecipeError
-from zoo.train.data import images
-from zoo.train.data.images import HubImages, ImageFolder, ImageShards
-from zoo.train.data.loading import ENDLESS, EachOnce, StepSampler, make_source
+from zoo.train.data import shards as shards_module
+from zoo.train.data.folder import ImageFolder
+from zoo.train.data.hub import HubImages
+from zoo.train.data.loading import ENDLESS, EachOnce, StepSampler
 from zoo.train.data.patterns import PatternImages
+from zoo.train.data.shards import ImageShards
+from zoo.train.data.sources import make_source
 
 
 def gray(value: int) -> np.ndarray:
@@ -155,7 +158,7 @@ def test_shards(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(24):
         assert source[i]["label"] == i % 3 and (source[i]["image"] == gray(i)).all()
     pytest.importorskip("braceexpand")
-    monkeypatch.setattr(images, "_index_shard", None)  # the index is in the cache
+    monkeypatch.setattr(shards_module, "_index_shard", None)  # the index is in the cache
     for pattern in ("train-*.tar", "train-{0..5}.tar"):
         assert len(ImageShards(str(shards / pattern))) == 24
     with pytest.raises(DataError, match=r"no shard .*train-6\.tar"):
@@ -189,7 +192,7 @@ def test_damaged_shards(shards: Path) -> None:
 
 def test_shards_over_two_processes(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every sample once an epoch, a few shards at a time, and the same when the run is resumed."""
-    monkeypatch.setattr(images, "WINDOW", 2)
+    monkeypatch.setattr(shards_module, "WINDOW", 2)
     source = ImageShards(str(shards))
 
     def draws(start: int, world: int) -> list[list[int]]:

@@ -16,7 +16,7 @@ from tests.support.two_processes import in_two_processes
 from tests.train.data.test_images import png, write_shard
 from zoo.errors import CheckpointMismatchError, RecipeError, UnknownVariantError
 from zoo.train.build import make_model, make_objective, make_optimizer, make_source
-from zoo.train.data import images
+from zoo.train.data import shards as shards_module
 from zoo.train.engine import train
 from zoo.train.objectives.classify import Classification, LinearProbe
 from zoo.train.recipe import Recipe, load_recipe
@@ -115,10 +115,10 @@ def test_killed_run_on_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         for i in range(4):
             members |= {f"{i}.png": png(16 * shard + i), f"{i}.cls": str(i % 2).encode()}
         write_shard(tmp_path / f"{shard}.tar", members)
-    monkeypatch.setattr(images, "WINDOW", 1)
+    monkeypatch.setattr(shards_module, "WINDOW", 1)
     read: list[int] = []
-    give = images.ImageShards.__getitem__
-    monkeypatch.setattr(images.ImageShards, "__getitem__", lambda self, i: read.append(i) or give(self, i))
+    give = shards_module.ImageShards.__getitem__
+    monkeypatch.setattr(shards_module.ImageShards, "__getitem__", lambda self, i: read.append(i) or give(self, i))
     settings = dict(data=dict(source="webdataset", path=str(tmp_path)), validation={}, batch_size=2, checkpoint_steps=3)
     recipe = tiny(**settings, **{"schedule.unit": "epochs", "schedule.length": 1})
     train_until_saved(recipe, tmp_path / "run", monkeypatch)

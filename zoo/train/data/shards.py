@@ -1,9 +1,4 @@
-"""Single images to train on: folders of photos, Hugging Face `datasets`, WebDataset shards.
-
-All are map-style, so that a run can be resumed anywhere, and keep their lists in arrays, since millions of Paths
-would fill each process's memory. `num_classes` is 0 for images without labels; `classes` are the labels' names,
-where they have some.
-"""
+"""Images in the tar shards of WebDataset, map-style, so that a run can be resumed anywhere."""
 
 from __future__ import annotations
 
@@ -12,10 +7,9 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,113 +23,6 @@ from zoo.weights import cache_dir, save_safetensors
 
 WINDOW = 16
 """Shards whose samples are shuffled together."""
-
-
-class ImageFolder:
-    """Every image below a folder. Where all of them are in subfolders, those are the classes, as in ImageNet.
-
-    path: the folder, or one with a subfolder for each split. split: "train" may be the folder itself.
-    Raises DataError (a ValueError).
-    """
-
-    def __init__(self, path: str | Path, split: str = "train") -> None:
-        self.root = _split_folder(Path(path), split)
-        listing = list(_list_images(self.root))
-        if not listing:
-            raise DataError(f"There are no images in {self.root}; it needs files such as x.jpg, in any subfolders.")
-        self.folders = np.array([os.fsencode(folder) for folder, _ in listing])
-        self.names = np.concatenate([names for _, names in listing])
-        self.ends = np.cumsum([len(names) for _, names in listing])
-        tops = [folder.split(os.sep)[0] for folder, _ in listing]
-        named = sorted(set(tops))
-        self.classes = tuple(named) if "" not in named and len(named) > 1 else ()
-        self.num_classes = len(self.classes)
-        self._labels = [named.index(top) for top in tops]  # of the folders
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        folder = int(np.searchsorted(self.ends, index, side="right"))
-        path = self.root / os.fsdecode(self.folders[folder]) / os.fsdecode(self.names[index])
-        sample: dict[str, Any] = dict(image=read_image(path))
-        return {**sample, "label": self._labels[folder]} if self.classes else sample
-
-
-def _split_folder(root: Path, split: str) -> Path:
-    if (root / split).is_dir():
-        return root / split
-    if not root.is_dir():
-        raise DataError(f"There is no folder of images {root}; give one with --data.")
-    if split != "train":
-        raise DataError(f"{root} has no subfolder '{split}'; name another split, or say where its images are.")
-    return root
-
-
-def _list_images(root: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Every folder with images, relative to `root`, and their names as bytes; sorted, without hidden ones."""
-    for place, folders, files in os.walk(root, onerror=_raise_unreadable, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))  # the order of the walk
-        names = [name for name in files if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")]
-        if names:
-            inside = os.path.relpath(place, root)
-            yield "" if inside == "." else inside, np.array(sorted(map(os.fsencode, names)))
-
-
-def _raise_unreadable(error: OSError) -> NoReturn:
-    raise DataError(f"{error.filename} can't be read ({error.strerror}); check its permissions.") from error
-
-
-class HubImages:
-    """A data set of Hugging Face's `datasets`: one of the Hub, a folder that it saved, or one of parquet files.
-
-    path: its name or folder. name: the configuration, where there are several. image, label: the columns; without
-    that of the labels, there are none. Raises DataError (a ValueError).
-    """
-
-    def __init__(
-        self, path: str, split: str = "train", name: str | None = None, image: str = "image", label: str = "label"
-    ) -> None:
-        try:
-            import datasets
-        except ModuleNotFoundError as error:
-            raise DataError(
-                "Hugging Face data needs the package datasets; get it with pip install 'pretext-zoo[data]'."
-            ) from error
-        try:
-            if (Path(path) / "dataset_dict.json").is_file():
-                table = datasets.load_from_disk(str(Path(path) / split))
-            elif (Path(path) / "state.json").is_file():
-                table = datasets.load_from_disk(path)
-            else:
-                table = datasets.load_dataset(path, name, split=split)
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"The data set {path} can't be loaded ({error}); check its name or folder and the split '{split}'."
-            ) from error
-        if image not in table.column_names:
-            raise DataError(
-                f"The data set {path} has no column '{image}'; set data.image to one of "
-                f"{', '.join(table.column_names)}."
-            )
-        self.path, self.image, self.label = path, image, label
-        columns = [image, label] if label in table.column_names else [image]
-        # decoded here, so that a damaged image is named
-        self.table = table.select_columns(columns).cast_column(image, datasets.Image(decode=False))
-        self.classes: tuple[str, ...] = ()
-        self.num_classes = 0
-        if label in table.column_names:
-            self.classes = tuple(getattr(table.features[label], "names", ()))
-            self.num_classes = len(self.classes) or 1 + max(table.unique(label))
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.table[index]
-        image = row[self.image]
-        sample = dict(image=read_image(image["path"] or f"Image {index} of {self.path}", image["bytes"]))
-        return {**sample, "label": row[self.label]} if self.num_classes else sample
 
 
 class ImageShards:

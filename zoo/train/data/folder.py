@@ -1,0 +1,69 @@
+"""Folders of photos. Lists are kept in arrays, since millions of Paths would fill each process's memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from zoo.errors import DataError
+from zoo.pictures import read_image
+
+
+class ImageFolder:
+    """Every image below a folder. Where all of them are in subfolders, those are the classes, as in ImageNet.
+
+    path: the folder, or one with a subfolder for each split. split: "train" may be the folder itself.
+    Raises DataError (a ValueError).
+    """
+
+    def __init__(self, path: str | Path, split: str = "train") -> None:
+        self.root = _split_folder(Path(path), split)
+        listing = list(_list_images(self.root))
+        if not listing:
+            raise DataError(f"There are no images in {self.root}; it needs files such as x.jpg, in any subfolders.")
+        self.folders = np.array([os.fsencode(folder) for folder, _ in listing])
+        self.names = np.concatenate([names for _, names in listing])
+        self.ends = np.cumsum([len(names) for _, names in listing])
+        tops = [folder.split(os.sep)[0] for folder, _ in listing]
+        named = sorted(set(tops))
+        self.classes = tuple(named) if "" not in named and len(named) > 1 else ()
+        self.num_classes = len(self.classes)
+        self._labels = [named.index(top) for top in tops]  # of the folders
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        folder = int(np.searchsorted(self.ends, index, side="right"))
+        path = self.root / os.fsdecode(self.folders[folder]) / os.fsdecode(self.names[index])
+        sample: dict[str, Any] = dict(image=read_image(path))
+        return {**sample, "label": self._labels[folder]} if self.classes else sample
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    if (root / split).is_dir():
+        return root / split
+    if not root.is_dir():
+        raise DataError(f"There is no folder of images {root}; give one with --data.")
+    if split != "train":
+        raise DataError(f"{root} has no subfolder '{split}'; name another split, or say where its images are.")
+    return root
+
+
+def _list_images(root: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Every folder with images, relative to `root`, and their names as bytes; sorted, without hidden ones."""
+    for place, folders, files in os.walk(root, onerror=_raise_unreadable, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))  # the order of the walk
+        names = [name for name in files if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")]
+        if names:
+            inside = os.path.relpath(place, root)
+            yield "" if inside == "." else inside, np.array(sorted(map(os.fsencode, names)))
+
+
+def _raise_unreadable(error: OSError) -> NoReturn:
+    raise DataError(f"{error.filename} can't be read ({error.strerror}); check its permissions.") from error

@@ -1,0 +1,98 @@
+"""Which samples a recipe's `data` means: its source by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from zoo.errors import RecipeError
+from zoo.scenes.render import SceneConfig, SceneImages, ScenePairs
+from zoo.scenes.render_torch import DrawnScenes
+from zoo.train.data.folder import ImageFolder
+from zoo.train.data.hub import HubImages
+from zoo.train.data.loading import ENDLESS
+from zoo.train.data.pairs import ImagePairs
+from zoo.train.data.patterns import PatternImages
+from zoo.train.data.shards import ImageShards
+
+
+def make_source(settings: dict[str, Any], seed: int, sample: str) -> Any:
+    """The map-style dataset that a recipe's `data` names. Raises RecipeError or DataError (ValueErrors).
+
+    sample: what each of its entries is to be, "pair" (image1, image2) or "image" (image, and label where there are
+    classes: then the source has `num_classes`, and `classes` if they have names), uint8 arrays (H, W, 3).
+    """
+    settings = dict(settings)
+    kind = settings.pop("source", None)
+    sources: dict[tuple[Any, str], Callable[[dict[str, Any], int], Any]] = {
+        ("scenes", "pair"): _training_pairs,
+        ("scenes", "image"): _scene_images,
+        ("pairs", "pair"): _photo_pairs,
+        ("patterns", "image"): _pattern_images,
+        ("images", "image"): _files(ImageFolder, "the folder of images"),
+        ("datasets", "image"): _files(HubImages, "the data set's name or folder"),
+        ("webdataset", "image"): _files(ImageShards, "the shards, such as 'train-{0000..1023}.tar'"),
+    }
+    if (kind, sample) not in sources:
+        known = [name for name, of in sources if of == sample]
+        raise RecipeError(f"There is no data source '{kind}' of {sample}s; choose {' or '.join(known)}.")
+    return sources[kind, sample](settings, seed)
+
+
+def _training_pairs(settings: dict[str, Any], seed: int) -> ScenePairs | DrawnScenes:
+    """render: "workers" (the default) or "device", which gets the scenes drawn but not rendered; see `to_device`."""
+    render = settings.pop("render", "workers")
+    if render not in ("workers", "device"):
+        raise RecipeError(f"Scenes can't be rendered by '{render}'; choose workers or device.")
+    pairs = _scene_pairs(settings, seed)
+    return DrawnScenes(pairs) if render == "device" else pairs
+
+
+def _scene_pairs(settings: dict[str, Any], seed: int) -> ScenePairs:
+    """samples: how many different ones there are; by default they never end."""
+    settings.pop("path", None)
+    length = settings.pop("samples", ENDLESS)
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    try:
+        config = SceneConfig(**settings)
+    except TypeError as error:
+        raise RecipeError(f"The recipe's data settings don't fit procedural scenes ({error}).") from error
+    return ScenePairs(config, seed=seed, length=length)
+
+
+def _scene_images(settings: dict[str, Any], seed: int) -> Any:
+    return SceneImages(_scene_pairs(settings, seed))
+
+
+def _pattern_images(settings: dict[str, Any], seed: int) -> PatternImages:
+    settings.pop("path", None)
+    length, size = settings.pop("samples", ENDLESS), settings.pop("image_size", 64)
+    if settings:
+        raise RecipeError(f"Patterns have no settings {', '.join(settings)}; known are samples, image_size.")
+    return PatternImages(seed, length, size)
+
+
+def _files(source_cls: Any, what: str) -> Callable[[dict[str, Any], int], Any]:
+    """How a source is made that reads `what` at the path of the data settings."""
+
+    def make(settings: dict[str, Any], seed: int) -> Any:
+        known = inspect.signature(source_cls).parameters
+        if unknown := [key for key in settings if key not in known]:
+            raise RecipeError(
+                f"The recipe's data has unknown settings {', '.join(unknown)}; known are {', '.join(known)}."
+            )
+        if settings.get("path") is None:
+            raise RecipeError(f"This recipe trains on your images; name {what} with --data.")
+        return source_cls(**settings)
+
+    return make
+
+
+def _photo_pairs(settings: dict[str, Any], seed: int) -> ImagePairs:
+    path = settings.pop("path", None)
+    if settings:
+        raise RecipeError(f"Photo pairs have no settings {', '.join(settings)}; leave them out of the recipe's data.")
+    if path is None:
+        raise RecipeError("This recipe trains on photo pairs; say where they are with --data FOLDER.")
+    return ImagePairs(path)
