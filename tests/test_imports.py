@@ -59,6 +59,20 @@ def test_import_arrows(room: str) -> None:
         assert imported(path) <= ROOMS[room] | {room}, path
 
 
+def test_the_catalog_needs_nothing_but_python() -> None:
+    program = """
+import sys, types
+package = types.ModuleType("zoo")  # in place of the package, which registers the models with timm
+package.__path__ = ["zoo"]
+sys.modules["zoo"] = package
+before = set(sys.modules)
+import zoo.catalog
+print(*{name.partition(".")[0] for name in set(sys.modules) - before} - {"zoo"} - set(sys.stdlib_module_names))
+"""
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert run.stdout.split() == []
+
+
 @pytest.mark.parametrize(
     "program",
     [

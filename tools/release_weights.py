@@ -21,10 +21,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's zoo, installed or not
 
-import make_cards
 import timm
 from huggingface_hub import HfApi, ModelCard, constants
 
+from tools.cards import sections
+from tools.cards.records import CARDS, CardError
 from zoo import publish, weights
 from zoo.catalog import VARIANTS, Variant
 from zoo.errors import CorruptWeightsError, PublishError, ZooError
@@ -63,7 +64,7 @@ def export(variant: Variant, repo: str, folder: Path) -> None:
     loaded: Any = publish.check_loads_back(folder, model)
     if variant.recipe:
         shutil.copyfile(RECIPES / f"{variant.recipe}.yaml", folder / publish.RECIPE)
-    for picture in (make_cards.CARDS / variant.architecture).glob("*.png"):
+    for picture in (CARDS / variant.architecture).glob("*.png"):
         shutil.copyfile(picture, folder / picture.name)
     publish.draw_example(loaded, variant, folder)
     (folder / publish.CARD).write_text(hub_card(variant, repo, folder), encoding="utf-8")
@@ -72,7 +73,7 @@ def export(variant: Variant, repo: str, folder: Path) -> None:
 
 def hub_card(variant: Variant, repo: str, folder: Path) -> str:
     """The variant's card with the metadata, links and picture that its repository needs."""
-    card = ModelCard(make_cards.card(variant))
+    card = ModelCard(sections.card(variant))
     license, classes = variant.license.lower(), variant.num_classes
     datasets = ["imagenet-1k"] if "in1k" in variant.tag.split("_") else []
     data = publish.card_data(variant, repo, license, classes, datasets, variant.metrics)
@@ -121,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
                     print(f"{label}: fine, {', '.join(publish.listing(folder))}", flush=True)
                     continue
                 entry = release(variant, args.org, folder)
-        except (ZooError, make_cards.CardError) as error:
+        except (ZooError, CardError) as error:
             failed.append(variant.name)
             print(f"{label}: {error}", file=sys.stderr, flush=True)
             continue

@@ -22,6 +22,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tools import make_cards
+from tools.cards import records, sections
 from zoo import fetch, find_variant
 from zoo.catalog import VARIANTS, Variant
 from zoo.evaluate import pairs
@@ -41,21 +43,19 @@ def load_tool(name: str) -> ModuleType:
     return module
 
 
-make_cards = load_tool("make_cards")
-
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 
 
 @pytest.fixture
 def bundled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cards of bundled weights without the records of their training, which other tests are about."""
-    monkeypatch.setattr(make_cards, "SECTIONS", [s for s in make_cards.SECTIONS if s is not make_cards.measured])
+    monkeypatch.setattr(sections, "SECTIONS", [s for s in sections.SECTIONS if s is not records.measured])
 
 
 @each_variant
 def test_card_is_what_the_tool_makes(variant: Variant) -> None:
     path = REPOSITORY / "model_cards" / f"{variant.name}.md"
-    assert path.read_text(encoding="utf-8") == make_cards.card(variant), "run tools/make_cards.py"
+    assert path.read_text(encoding="utf-8") == sections.card(variant), "run tools/make_cards.py"
 
 
 def test_nothing_else_is_stale() -> None:
@@ -71,7 +71,7 @@ def test_catalog_counts_parameters_right(variant: Variant) -> None:
 
 @each_variant
 def test_front_matter(variant: Variant, bundled: None) -> None:
-    _, header, body = make_cards.card(variant).split("---\n", 2)
+    _, header, body = sections.card(variant).split("---\n", 2)
     matter = yaml.safe_load(header)
     assert set(matter) == {"license", "library_name", "pipeline_tag", "tags"}
     assert matter["license"] in ("apache-2.0", "cc-by-nc-sa-4.0", "mit", "unknown")
@@ -125,12 +125,12 @@ def test_hub_lines_name_what_there_is(variant: Variant, bundled: None) -> None:
 @each_variant
 def test_relative_links_lead_somewhere(variant: Variant, bundled: None) -> None:
     cards = {f"{v.name}.md" for v in VARIANTS}
-    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", make_cards.card(variant)):
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", sections.card(variant)):
         assert target in cards or (REPOSITORY / "model_cards" / target).exists(), target
 
 
 @pytest.fixture
-def records(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+def write_records(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
     """Makes the bundled nano weights' records: of a run, and of an evaluation by `zoo eval pairs` on a few pairs."""
     recipe = load_recipe(NANO.recipe)
     model = timm.create_model(NANO.architecture).eval()
@@ -156,7 +156,7 @@ def records(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., No
         first_losses=[1.5, 1.25],
         reproduced_losses=[0.123456789, 0.1],
     )
-    monkeypatch.setattr(make_cards, "BUNDLED", tmp_path)
+    monkeypatch.setattr(records, "BUNDLED", tmp_path)
 
     def write(**changes: Any) -> None:
         weights.with_suffix(".training.json").write_text(json.dumps(run | changes))
@@ -167,9 +167,9 @@ def records(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., No
 
 
 def test_bundled_weights_say_how_they_were_made(
-    records: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_records: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = make_cards.card(NANO)
+    text = sections.card(NANO)
     for piece in (
         "zoo train croco_nano_far",
         "1.4 hours",
@@ -187,23 +187,23 @@ def test_bundled_weights_say_how_they_were_made(
     for table in tables:
         assert len({line.count(" |") for line in table[:1] + table[2:]}) == 1
 
-    monkeypatch.setattr(make_cards, "CARDS", tmp_path)
+    monkeypatch.setattr(records, "CARDS", tmp_path)
     (tmp_path / NANO.architecture).mkdir()
     (tmp_path / NANO.architecture / "loss.png").touch()
-    assert f"![loss]({NANO.architecture}/loss.png)" in make_cards.card(NANO)
+    assert f"![loss]({NANO.architecture}/loss.png)" in sections.card(NANO)
 
 
-def test_records_that_are_missing_or_do_not_fit_are_named(records: Callable[..., None], tmp_path: Path) -> None:
+def test_records_that_are_missing_or_do_not_fit_are_named(write_records: Callable[..., None], tmp_path: Path) -> None:
     def complaint() -> str:
-        with pytest.raises(make_cards.CardError) as error:
-            make_cards.card(NANO)
+        with pytest.raises(records.CardError) as error:
+            sections.card(NANO)
         return str(error.value)
 
-    records(steps=3)
+    write_records(steps=3)
     assert "training.json: it describes another run than the recipe croco_nano_far" in complaint()
-    records(hours=None)
+    write_records(hours=None)
     assert "training.json lacks or misstates" in complaint()
-    records()
+    write_records()
     path = tmp_path / f"{NANO.sources[0].location.removesuffix('.safetensors')}.evaluation.json"
     evaluation = json.loads(path.read_text())
     path.write_text(json.dumps({key: value for key, value in evaluation.items() if key != "verdict"}))
@@ -267,7 +267,7 @@ def test_check_names_stale_cards(
 
 
 def _code_blocks(variant: Variant) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", make_cards.card(variant), re.DOTALL)
+    return re.findall(r"```python\n(.*?)```", sections.card(variant), re.DOTALL)
 
 
 def test_first_small_weights_are_still_the_same() -> None:

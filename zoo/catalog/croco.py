@@ -1,0 +1,290 @@
+"""CroCo: encoders, two-image models, and what was fine-tuned from them for stereo matching and optical flow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from zoo.catalog.entry import Metric, Paper, Source, Variant
+
+CROCO_V1_PAPER = Paper(
+    title="CroCo: Self-Supervised Pre-training for 3D Vision Tasks by Cross-View Completion",
+    authors="Weinzaepfel, Philippe and Leroy, Vincent and Lucas, Thomas and Brégier, Romain and Cabon, Yohann "
+    "and Arora, Vaibhav and Antsfeld, Leonid and Chidlovskii, Boris and Csurka, Gabriela and Revaud, Jérôme",
+    venue="NeurIPS",
+    year=2022,
+    arxiv="2210.10716",
+    bibtex_key="croco",
+)
+CROCO_V2_PAPER = Paper(
+    title="CroCo v2: Improved Cross-view Completion Pre-training for Stereo Matching and Optical Flow",
+    authors="Weinzaepfel, Philippe and Lucas, Thomas and Leroy, Vincent and Cabon, Yohann and Arora, Vaibhav "
+    "and Brégier, Romain and Csurka, Gabriela and Antsfeld, Leonid and Chidlovskii, Boris and Revaud, Jérôme",
+    venue="ICCV",
+    year=2023,
+    arxiv="2211.10408",
+    bibtex_key="croco_v2",
+)
+MAE_PAPER = Paper(
+    title="Masked Autoencoders Are Scalable Vision Learners",
+    authors="He, Kaiming and Chen, Xinlei and Xie, Saining and Li, Yanghao and Dollár, Piotr and Girshick, Ross",
+    venue="CVPR",
+    year=2022,
+    arxiv="2111.06377",
+    bibtex_key="mae",
+)
+
+_CROCO_LICENSE = "CC-BY-NC-SA-4.0"
+_CROCO_URL = "https://download.europe.naverlabs.com/ComputerVision/CroCo/"
+_CROCO_V1 = Source("url", _CROCO_URL + "CroCo.pth")
+_CROCO_V2_SMALL = Source("url", _CROCO_URL + "CroCo_V2_ViTBase_SmallDecoder.pth")
+_CROCO_V2_BASE = Source("url", _CROCO_URL + "CroCo_V2_ViTBase_BaseDecoder.pth")
+_CROCO_V2_LARGE = Source("url", _CROCO_URL + "CroCo_V2_ViTLarge_BaseDecoder.pth")
+
+_HABITAT = "1.8 M pairs of views rendered in Habitat indoor scenes."
+_HABITAT_REAL = (
+    "The 1.8 M Habitat pairs of v1 and 5.3 M pairs of real photos (ARKitScenes, MegaDepth, 3DStreetView, IndoorVL)."
+)
+
+_BASE = dict(embed_dim=768, depth=12, num_heads=12)
+_LARGE = dict(embed_dim=1024, depth=24, num_heads=16)
+_SMALL_DECODER = dict(decoder_dim=512, decoder_depth=8, decoder_num_heads=16)
+_BASE_DECODER = dict(decoder_dim=768, decoder_depth=12, decoder_num_heads=12)
+_SINCOS = dict(pos_embed="sincos")
+_ROPE = dict(pos_embed="rope")
+
+_NANO = dict(patch_size=8, embed_dim=192, depth=4, num_heads=3, pos_embed="rope")
+_NANO_DECODER = dict(decoder_dim=128, decoder_depth=4, decoder_num_heads=4)
+_NANO_WEIGHTS = Source("package", "croco_nano_patch8_64_dec128d4.scenes.safetensors", layout="zoo")
+_NANO_TRAINING = (
+    "Procedural scenes rendered on the fly by zoo/scenes, with coarser textures and smaller displacements "
+    "than the renderer's defaults: easier ones, and the held-out scenes of the evaluation are of the same kind."
+)
+_NANO_FAR_WEIGHTS = Source("package", "croco_nano_patch8_64_dec128d4.scenes_far.safetensors", layout="zoo")
+_NANO_FAR_TRAINING = (
+    "Trained on from the weights `croco_nano_patch8_64_dec128d4.scenes`, on procedural scenes with views farther "
+    "apart: displacements up to a quarter of the width. Textures are still coarser than the renderer's default, and "
+    "the held-out scenes of the evaluation are of the same kind."
+)
+
+# crocoflow.pth is the file of the MPI-Sintel submission, by the reference's stereoflow/README.MD. The stereo
+# figures of the paper that could be found were measured with other files, fine-tuned for each benchmark.
+_SINTEL = tuple(
+    Metric(
+        task="optical flow",
+        dataset=f"MPI-Sintel, {rendering} pass",
+        name="EPE (pixels)",
+        value=epe,
+        conditions="test set, tiles overlapping by 0.9",
+        source="CroCo-Flow's row of table 4 in arXiv 2609.11486, conditions from the reference's stereoflow/README.MD",
+    )
+    for rendering, epe in (("clean", 1.09), ("final", 2.44))
+)
+
+DEFAULT_PAIR = "croco_nano_patch8_64_dec128d4"
+"""What completes photos when nobody names a model: its weights come with the package."""
+
+_NANO_PAIR = Variant(
+    architecture="croco_nano_patch8_64_dec128d4",
+    tag="scenes_far",
+    family="croco",
+    form="binocular",
+    description="CroCo in small: encoder and two-image decoder, trained by this package, weights inside it",
+    args={**_NANO, **_NANO_DECODER},
+    parameters=2_926_080,
+    license="Apache-2.0",
+    paper=CROCO_V2_PAPER,
+    input_size=(3, 64, 64),
+    sources=(_NANO_FAR_WEIGHTS,),
+    recipe="croco_nano_far",
+    training=_NANO_FAR_TRAINING,
+)
+_NANO_ENCODER = Variant(
+    architecture="croco_nano_patch8_64",
+    tag="scenes_far",
+    family="croco",
+    form="encoder",
+    description="Encoder of the small CroCo trained by this package, weights inside it",
+    args=_NANO,
+    parameters=1_816_896,
+    license="Apache-2.0",
+    paper=CROCO_V2_PAPER,
+    input_size=(3, 64, 64),
+    sources=(_NANO_FAR_WEIGHTS,),
+    recipe="croco_nano_far",
+    training=_NANO_FAR_TRAINING,
+)
+_NANO_FIRST: dict[str, Any] = dict(tag="scenes", sources=(_NANO_WEIGHTS,), recipe="croco_nano", training=_NANO_TRAINING)
+
+CROCO = (
+    _NANO_PAIR,
+    _NANO_ENCODER,
+    replace(
+        _NANO_PAIR,
+        description="The small CroCo's first weights, with which its training went on, inside the package",
+        **_NANO_FIRST,
+    ),
+    replace(_NANO_ENCODER, description="Encoder of the small CroCo's first weights, inside the package", **_NANO_FIRST),
+    Variant(
+        architecture="croco_nano_patch8_64_mae",
+        tag="",
+        family="croco",
+        form="pretraining",
+        description="The small CroCo's encoder as a masked autoencoder, for comparison: no second view, no weights",
+        args={**_NANO, **_NANO_DECODER},
+        parameters=2_659_840,
+        license="Apache-2.0",
+        paper=MAE_PAPER,
+        input_size=(3, 64, 64),
+        recipe="mae_nano",
+    ),
+    Variant(
+        architecture="croco_base_patch16_224",
+        tag="habitat",
+        family="croco",
+        form="encoder",
+        description="CroCo v1 encoder, ViT-Base with fixed sin-cos positions",
+        args={**_BASE, **_SINCOS},
+        parameters=85_646_592,
+        license=_CROCO_LICENSE,
+        paper=CROCO_V1_PAPER,
+        sources=(_CROCO_V1,),
+        recipe="croco_base",
+        training=_HABITAT,
+    ),
+    Variant(
+        architecture="crocov2_base_patch16_224",
+        tag="habitat_real_smalldec",
+        family="croco",
+        form="encoder",
+        description="CroCo v2 encoder, ViT-Base with rotary positions, trained with the small decoder",
+        args={**_BASE, **_ROPE},
+        parameters=85_646_592,
+        license=_CROCO_LICENSE,
+        paper=CROCO_V2_PAPER,
+        sources=(_CROCO_V2_SMALL,),
+        training=_HABITAT_REAL,
+    ),
+    Variant(
+        architecture="crocov2_base_patch16_224",
+        tag="habitat_real_basedec",
+        family="croco",
+        form="encoder",
+        description="CroCo v2 encoder, ViT-Base with rotary positions, trained with the base decoder",
+        args={**_BASE, **_ROPE},
+        parameters=85_646_592,
+        license=_CROCO_LICENSE,
+        paper=CROCO_V2_PAPER,
+        sources=(_CROCO_V2_BASE,),
+        training=_HABITAT_REAL,
+    ),
+    Variant(
+        architecture="crocov2_large_patch16_224",
+        tag="habitat_real",
+        family="croco",
+        form="encoder",
+        description="CroCo v2 encoder, ViT-Large with rotary positions",
+        args={**_LARGE, **_ROPE},
+        parameters=303_098_880,
+        license=_CROCO_LICENSE,
+        paper=CROCO_V2_PAPER,
+        sources=(_CROCO_V2_LARGE,),
+        recipe="crocov2_large",
+        training=_HABITAT_REAL,
+    ),
+    Variant(
+        architecture="croco_base_patch16_224_dec512d8",
+        tag="habitat",
+        family="croco",
+        form="binocular",
+        description="CroCo v1, ViT-Base encoder and small two-image decoder, fixed sin-cos positions",
+        args={**_BASE, **_SINCOS, **_SMALL_DECODER},
+        parameters=120_076_288,
+        license=_CROCO_LICENSE,
+        paper=CROCO_V1_PAPER,
+        sources=(_CROCO_V1,),
+        recipe="croco_base",
+        training=_HABITAT,
+    ),
+    Variant(
+        architecture="crocov2_base_patch16_224_dec512d8",
+        tag="habitat_real",
+        family="croco",
+        form="binocular",
+        description="CroCo v2, ViT-Base encoder and small two-image decoder, rotary positions",
+        args={**_BASE, **_ROPE, **_SMALL_DECODER},
+        parameters=120_076_288,
+        license=_CROCO_LICENSE,
+        paper=CROCO_V2_PAPER,
+        sources=(_CROCO_V2_SMALL,),
+        training=_HABITAT_REAL,
+    ),
+    Variant(
+        architecture="crocov2_base_patch16_224_dec768d12",
+        tag="habitat_real",
+        family="croco",
+        form="binocular",
+        description="CroCo v2, ViT-Base encoder and base two-image decoder, rotary positions",
+        args={**_BASE, **_ROPE, **_BASE_DECODER},
+        parameters=200_269_824,
+        license=_CROCO_LICENSE,
+        paper=CROCO_V2_PAPER,
+        sources=(_CROCO_V2_BASE,),
+        training=_HABITAT_REAL,
+    ),
+    Variant(
+        architecture="crocov2_large_patch16_224_dec768d12",
+        tag="habitat_real",
+        family="croco",
+        form="binocular",
+        description="CroCo v2, ViT-Large encoder and base two-image decoder, rotary positions",
+        args={**_LARGE, **_ROPE, **_BASE_DECODER},
+        parameters=417_918_720,
+        license=_CROCO_LICENSE,
+        paper=CROCO_V2_PAPER,
+        sources=(_CROCO_V2_LARGE,),
+        recipe="crocov2_large",
+        training=_HABITAT_REAL,
+    ),
+    Variant(
+        architecture="croco_base_patch16_224_cat512d8",
+        tag="",
+        family="croco",
+        form="binocular",
+        description="CroCo v1 with a decoder of CatBlocks (both images in one sequence): to be trained, no weights",
+        args={**_BASE, **_SINCOS, **_SMALL_DECODER, "decoder_block": "cat"},
+        parameters=111_655_936,
+        license="Apache-2.0",
+        paper=CROCO_V1_PAPER,
+        recipe="croco_base",
+    ),
+    Variant(
+        architecture="crocov2_large_patch16_352x704_dec768d12_stereo",
+        tag="crocostereo",
+        family="croco",
+        form="dense",
+        description="CroCo-Stereo: CroCo v2 large with a DPT head for disparity (pixels) and its confidence",
+        args={**_LARGE, **_ROPE, **_BASE_DECODER, "out_chans": 2},
+        parameters=437_417_890,
+        license=_CROCO_LICENSE,
+        paper=CROCO_V2_PAPER,
+        input_size=(3, 352, 704),
+        sources=(Source("url", _CROCO_URL + "StereoFlow_models/crocostereo.pth"),),
+        training="Fine-tuned for stereo matching from CroCo v2 large.",
+    ),
+    Variant(
+        architecture="crocov2_large_patch16_352x704_dec768d12_flow",
+        tag="crocoflow",
+        family="croco",
+        form="dense",
+        description="CroCo-Flow: CroCo v2 large with a DPT head for optical flow (x, y in pixels) and its confidence",
+        args={**_LARGE, **_ROPE, **_BASE_DECODER, "out_chans": 3},
+        parameters=437_417_923,
+        license=_CROCO_LICENSE,
+        paper=CROCO_V2_PAPER,
+        input_size=(3, 352, 704),
+        sources=(Source("url", _CROCO_URL + "StereoFlow_models/crocoflow.pth"),),
+        training="Fine-tuned for optical flow from CroCo v2 large.",
+        metrics=_SINTEL,
+    ),
+)

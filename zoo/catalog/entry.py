@@ -1,0 +1,89 @@
+"""What an entry of the catalog says of a variant, its weights, their figures and their paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+HALF = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place that has a variant's weights.
+
+    kind: "package" (a file in zoo/weights/bundled), "url" or "gdrive" (a Google Drive file id).
+    location: the file's name, the URL or the id.
+    layout: "zoo" (our key names, safetensors) or "reference" (a checkpoint to be converted).
+    """
+
+    kind: str
+    location: str
+    layout: str = "reference"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A published figure, with the conditions it was measured under and where it stands."""
+
+    task: str
+    dataset: str
+    name: str
+    value: float
+    conditions: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Paper:
+    title: str
+    authors: str
+    venue: str
+    year: int
+    arxiv: str
+    bibtex_key: str
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An architecture and, when it has weights, the tag that names them.
+
+    architecture: timm's grammar: family, size, patch, image size, then what is special.
+    tag: what the weights were trained on; "" for an architecture without published weights.
+    family: the file in zoo/models that builds it.
+    form: "encoder" (a one-image backbone, with a classifier if the weights have one), "pretraining" (a backbone
+        with what its pretext task adds), "binocular" (encoder + two-image decoder) or "dense" (binocular + dense
+        head).
+    args: arguments of the family's constructor for this form; tags of one architecture may differ in them.
+    parameters: number of trained parameters.
+    num_classes: classes of the weights' own classifier, 0 for none.
+    input_size: channels, height, width. mean, std: of the normalization that the weights expect.
+    sources: tried in order; the user's mirror and the Hub come before them (see zoo/weights).
+    training: data and recipe, in a sentence or two.
+    """
+
+    architecture: str
+    tag: str
+    family: str
+    form: str
+    description: str
+    args: dict[str, Any]
+    parameters: int
+    license: str
+    paper: Paper
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    num_classes: int = 0
+    sources: tuple[Source, ...] = ()
+    recipe: str = ""
+    training: str = ""
+    metrics: tuple[Metric, ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        """timm's name of the variant: architecture, and the tag behind a dot."""
+        return f"{self.architecture}.{self.tag}" if self.tag else self.architecture
