@@ -18,7 +18,7 @@ from zoo.evaluate.pictures import draw_learning
 from zoo.layers.masking import random_mask, split_mask, take_tokens
 from zoo.layers.patchify import normalize_patches, patchify
 from zoo.models.croco import PairModel
-from zoo.scenes.render import SceneConfig
+from zoo.scenes import SceneConfig
 from zoo.train.recipe import load_recipe
 from zoo.weights import save_safetensors
 

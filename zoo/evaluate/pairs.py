@@ -45,7 +45,7 @@ from zoo.layers.rope import apply_rope
 from zoo.lookup import find_variant
 from zoo.models import fetch
 from zoo.models.croco import CrossBlock, PairModel
-from zoo.scenes.render import SceneConfig, ScenePairs
+from zoo.scenes import SceneConfig, ScenePairs
 from zoo.train.build import make_model
 from zoo.train.data.sources import make_source
 from zoo.train.recipe import Recipe, load_recipe
