@@ -17,15 +17,19 @@ ROOMS = {  # what each room may import of ours, besides itself
     "layers": set(),
     "weights": {"catalog", "errors", "lookup"},
     "models": {"catalog", "errors", "lookup", "layers", "weights"},
+    "geometry": {"errors", "weights"},
     "pictures": {"errors", "layers"},
     "scenes": {"errors"},
-    "train": {"catalog", "errors", "lookup", "layers", "weights", "models", "pictures", "scenes"},
+    "train": {"catalog", "errors", "lookup", "layers", "weights", "models", "pictures", "scenes", "geometry"},
     "demo": {"catalog", "errors", "lookup", "layers", "weights", "models", "pictures"},
     "publish": {"catalog", "errors", "lookup", "weights", "models", "pictures", "scenes", "train", "demo"},
-    "evaluate": {"catalog", "errors", "lookup", "layers", "weights", "models", "pictures", "scenes", "train", "demo"},
+    "evaluate": {
+        *("catalog", "errors", "lookup", "layers", "weights", "models", "pictures", "scenes", "train", "demo"),
+        "geometry",
+    },
     "cli": {
         *("catalog", "errors", "lookup", "layers", "weights", "models", "pictures", "scenes", "train", "demo"),
-        *("publish", "evaluate"),
+        *("publish", "evaluate", "geometry"),
     },
 }
 

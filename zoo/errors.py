@@ -59,3 +59,7 @@ class DivergedError(TrainingError, ArithmeticError):
 
 class PublishError(ZooError, RuntimeError):
     """Weights that can't or must not be published, or a Hub that does not take them."""
+
+
+class GeometryError(ZooError, ValueError):
+    """Points from which no focal length, pose or cloud can be made."""
