@@ -34,8 +34,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import zoo  # noqa: F401  (registers the models)
 from zoo.layers.masking import random_mask, take_tokens
+from zoo.scenes import SceneConfig, sample_scene
 from zoo.scenes import render_torch as scenes_torch
-from zoo.scenes.render import SceneConfig, _render_views, sample_scene
+from zoo.scenes.render import render_views
 from zoo.weights import files, save_safetensors
 
 THREADS = 2
@@ -283,7 +284,7 @@ def bench_scenes(repeats: int) -> dict[str, Any]:
     torch.set_num_threads(1)
 
     def by_numpy() -> object:
-        return [_render_views(config, scene) for scene in scenes]
+        return [render_views(config, scene) for scene in scenes]
 
     result = compare(lambda: scenes_torch.render_views(config, batch), by_numpy, repeats)
     in_torch = compare(lambda: scenes_torch.render_views_in_torch(config, batch), by_numpy, repeats)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tests.conftest import Run
 from zoo import evaluate
 from zoo.evaluate import ordering as tool
-from zoo.scenes.render import SceneConfig
+from zoo.scenes import SceneConfig
 from zoo.scenes.render_torch import draw_batch, render
 from zoo.train.recipe import load_recipe
 

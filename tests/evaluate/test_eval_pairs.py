@@ -14,11 +14,12 @@ from torch import Tensor
 from tests.conftest import Run
 from zoo.errors import RecipeError, TrainingError
 from zoo.evaluate import pairs as tool
+from zoo.evaluate.pairs import baselines, claims, losses
 from zoo.evaluate.pictures import draw_learning
 from zoo.layers.masking import random_mask, split_mask, take_tokens
 from zoo.layers.patchify import normalize_patches, patchify
 from zoo.models.croco import PairModel
-from zoo.scenes.render import SceneConfig
+from zoo.scenes import SceneConfig
 from zoo.train.recipe import load_recipe
 from zoo.weights import save_safetensors
 
@@ -64,13 +65,13 @@ def normalized(image: Tensor) -> Tensor:
 def test_color_and_structure_add_up_to_the_loss():
     generator = torch.Generator().manual_seed(0)
     prediction, target = torch.randn(2, 4, 5, 192, generator=generator)
-    found = tool.moments(prediction, target)
+    found = losses.moments(prediction, target)
     for scale in (1.0, 0.3):
-        parts = tool.loss_parts(found.error(scale))
+        parts = losses.loss_parts(found.error(scale))
         assert parts["loss"] == pytest.approx((scale * prediction - target).square().mean().item(), rel=1e-5)
         assert parts["loss"] == pytest.approx(parts["color"] + parts["structure"])
     difference = torch.tensor([1.0, -2.0, 0.5])
-    only_color = tool.loss_parts(tool.moments(target + difference.repeat(64), target).error())
+    only_color = losses.loss_parts(losses.moments(target + difference.repeat(64), target).error())
     assert only_color["color"] == pytest.approx(difference.square().mean().item(), rel=1e-5)
     assert only_color["structure"] == pytest.approx(0, abs=1e-6)
 
@@ -78,11 +79,11 @@ def test_color_and_structure_add_up_to_the_loss():
 def test_fitted_scalars():
     target = torch.randn(4, 5, 192, generator=torch.Generator().manual_seed(0))
     color = target.unflatten(2, (-1, 3)).mean(2).repeat(1, 1, 64)
-    found = tool.moments(2 * target, target)
+    found = losses.moments(2 * target, target)
     assert found.one_scalar().tolist() == pytest.approx([0.5, 0.5])
-    found = tool.moments(4 * color + 0.5 * (target - color), target)
+    found = losses.moments(4 * color + 0.5 * (target - color), target)
     assert found.two_scalars().tolist() == pytest.approx([0.25, 2.0], rel=1e-4)
-    assert tool.loss_parts(found.error(found.two_scalars()))["loss"] == pytest.approx(0, abs=1e-6)
+    assert losses.loss_parts(found.error(found.two_scalars()))["loss"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("dx, dy", [(0, 0), (5, -3), (-11, 2), (16, -16)])
@@ -90,9 +91,9 @@ def test_shift_is_found(dx: int, dy: int):
     pairs = shifted_pairs(dx, dy)
     visible, _ = split_mask(torch.zeros(3, 64, dtype=torch.bool).index_fill_(1, torch.arange(0, 64, 2), True), 32)
     target = take_tokens(normalized(pairs.image1), visible)
-    found = tool.best_shift(pairs.image2, target, visible, 8, 16)
+    found = baselines.best_shift(pairs.image2, target, visible, 8, 16)
     assert found.tolist() == [[dx, dy]] * 3
-    moved = tool.shift_image(pairs.image2, found)
+    moved = baselines.shift_image(pairs.image2, found)
     seen = pairs.covisible[:, None].expand_as(moved)
     torch.testing.assert_close(moved[seen], pairs.image1[seen])
 
@@ -101,10 +102,10 @@ def test_baselines_on_a_shifted_pair():
     pairs = shifted_pairs(6, 4)
     visible, index = split_mask(pairs.mask, 57)
     target = normalized(pairs.image1)
-    predictions = tool.baseline_predictions(pairs, target, visible, index, 8)
+    predictions = baselines.baseline_predictions(pairs, target, visible, index, 8)
     hidden = take_tokens(target, index)
     whole = patchify(pairs.covisible[:, None].float(), 8).amin(-1).gather(1, index).bool()
-    errors = {name: tool.moments(p, hidden).error().sum(-1) for name, p in predictions.items()}
+    errors = {name: losses.moments(p, hidden).error().sum(-1) for name, p in predictions.items()}
     assert errors["oracle"][whole].max() < 1e-5
     assert errors["global_shift"][whole].max() < 1e-5
     assert errors["zeros"].mean().item() == pytest.approx(191 / 192, rel=1e-3)
@@ -113,7 +114,7 @@ def test_baselines_on_a_shifted_pair():
 
 def test_warp_leaves_hidden_pixels_neutral():
     pairs = shifted_pairs(12, 0)  # the last 12 columns of image 1 lie outside of image 2
-    warped = patchify(tool.warp_image(pairs.image2, pairs.flow, pairs.covisible, 8), 8).unflatten(1, (8, 8))
+    warped = patchify(baselines.warp_image(pairs.image2, pairs.flow, pairs.covisible, 8), 8).unflatten(1, (8, 8))
     assert (warped[:, :, 7] == 0).all()
     half = warped[:, :, 6].unflatten(-1, (8, 8, 3))  # columns 4 to 7 are unseen: the mean color of the others
     unseen, mean = half[..., 4:, :], half[..., :4, :].mean((-3, -2), keepdim=True)
@@ -125,10 +126,10 @@ def test_displacement_is_the_median_by_patch():
     flow[:, 0, :8, :8], flow[:, 1, :8, :8] = 3, 4
     flow[:, 0, :3, :8] = 100  # not the median's business
     flow[:, :, 8:, 8:] = math.nan
-    found = tool.patch_displacement(flow, 8)[0].tolist()
+    found = losses.patch_displacement(flow, 8)[0].tolist()
     assert found[:3] == [5, 0, 0] and math.isnan(found[3])
-    assert tool.displacement_bins(64) == {"0-4": (0, 4), "4-7": (4, 7), "7-10": (7, 10), "10+": (10, math.inf)}
-    assert list(tool.displacement_bins(128)) == ["0-8", "8-14", "14-20", "20+"]
+    assert losses.displacement_bins(64) == {"0-4": (0, 4), "4-7": (4, 7), "7-10": (7, 10), "10+": (10, math.inf)}
+    assert list(losses.displacement_bins(128)) == ["0-8", "8-14", "14-20", "20+"]
 
 
 def test_matches_on_a_shifted_pair():
@@ -184,7 +185,7 @@ def test_photos(model: PairModel):
     assert len(pairs.mask) > 100
     medians = -pairs.flow[:, 0].flatten(1).nanmedian(1).values
     assert medians.min() >= 8 and medians.max() <= 16
-    warped = tool.warp_image(pairs.image2, pairs.flow, pairs.covisible, 8)
+    warped = baselines.warp_image(pairs.image2, pairs.flow, pairs.covisible, 8)
     seen = pairs.covisible[:, None].expand_as(warped)
 
     def distance(image: Tensor) -> float:
@@ -220,7 +221,7 @@ def trial() -> tuple[dict, dict]:
 
 
 def test_verdict_of_the_trial():
-    found = tool.verdict(*trial())
+    found = claims.verdict(*trial())
     assert found["uses_reference"]["holds"] and not found["matches_views"]["holds"]
     failed = [item["name"] for item in found["matches_views"]["conditions"] if not item["holds"]]
     assert failed == ["right, against global shift", "structure, against global shift's"]
@@ -229,15 +230,15 @@ def test_verdict_of_the_trial():
 def test_verdict_needs_every_condition():
     scenes, photos = trial()
     scenes["losses"]["global_shift_two_scalars"] = dict(loss=0.66, structure=0.53)
-    assert tool.verdict(scenes, photos)["matches_views"]["holds"]
-    assert tool.verdict(scenes, photos)["matches_views"]["matched_by"] == "attention_1"
+    assert claims.verdict(scenes, photos)["matches_views"]["holds"]
+    assert claims.verdict(scenes, photos)["matches_views"]["matched_by"] == "attention_1"
     scenes["matches"]["within_patch_width"]["same_place"] = 0.71
-    assert not tool.verdict(scenes, photos)["matches_views"]["holds"]
-    assert tool.verdict(scenes, photos)["uses_reference"]["holds"]
+    assert not claims.verdict(scenes, photos)["matches_views"]["holds"]
+    assert claims.verdict(scenes, photos)["uses_reference"]["holds"]
     scenes, photos = trial()
     scenes["losses"]["global_shift_two_scalars"] = dict(loss=0.66, structure=0.53)
     scenes["share_right_below_wrong"] = 0.94
-    found = tool.verdict(scenes, photos)
+    found = claims.verdict(scenes, photos)
     assert not found["uses_reference"]["holds"] and not found["matches_views"]["holds"]
 
 

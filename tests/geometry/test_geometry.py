@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zoo import geometry
 from zoo.errors import GeometryError
-from zoo.scenes.render import SceneConfig, ScenePairs
+from zoo.scenes import SceneConfig, ScenePairs
 
 NOISE, OUTLIERS = 0.02, 0.2  # share of a point's distance; share of the points
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from zoo.errors import DataError, RecipeError
-from zoo.scenes.render import SceneConfig, ScenePair, ScenePairs, render_pair, sample_scene
+from zoo.scenes import SceneConfig, ScenePair, ScenePairs, render_pair, sample_scene
 
 CONFIG = SceneConfig()
 
@@ -67,7 +67,7 @@ def test_pure_function_of_seed_and_index(pairs):
 
 def test_same_in_another_process(pairs):
     code = (
-        "from tests.scenes.test_scenes import CONFIG, _digest; from zoo.scenes.render import render_pair;"
+        "from tests.scenes.test_scenes import CONFIG, _digest; from zoo.scenes import render_pair;"
         "print(_digest(render_pair(CONFIG, 7, 3)))"
     )
     root = Path(__file__).parents[2]

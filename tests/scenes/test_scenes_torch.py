@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import RecipeError
-from zoo.scenes.render import SceneConfig, SceneImages, ScenePairs, render_pair
+from zoo.scenes import SceneConfig, SceneImages, ScenePairs, render_pair
 from zoo.scenes.render_torch import (
     DrawnScenes,
     SceneBatch,

@@ -27,6 +27,7 @@ from tools.cards import records, sections
 from zoo import fetch, find_variant
 from zoo.catalog import VARIANTS, Variant
 from zoo.evaluate import pairs
+from zoo.evaluate.pairs import evaluation as evaluation_of_pairs
 from zoo.train.data.sources import make_source
 from zoo.train.recipe import load_recipe
 
@@ -139,7 +140,7 @@ def write_records(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[.
     subject = pairs.Subject(NANO.name, model, recipe, weights, sha256(b"weights").hexdigest(), None)
     held_out = recipe.seed + 1
     few = pairs.scene_pairs(make_source(recipe.data, held_out, "pair").config, held_out, 8, model, 0.9)
-    monkeypatch.setattr(pairs, "photo_pairs", lambda *args: few)
+    monkeypatch.setattr(evaluation_of_pairs, "photo_pairs", lambda *args: few)
     evaluation, _, _ = pairs.evaluate(subject, 8, held_out)
     steps = int(recipe.schedule.length)
     run = dict(

@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from zoo.evaluate.pairs import BATCH, HELD_OUT_SEED, match_hits, scene_pairs
 from zoo.layers.patchify import patchify, unpatchify
 from zoo.models.croco import PairModel
-from zoo.scenes.render import Scene, SceneConfig, sample_scene
+from zoo.scenes import Scene, SceneConfig, sample_scene
 from zoo.scenes.render_torch import draw_batch, render, render_views, stack_scenes
 from zoo.train import engine
 from zoo.train.data.sources import make_source

@@ -13,7 +13,7 @@ from zoo.demo import stereo_pair
 from zoo.errors import DataError
 from zoo.models._masked import PatchPredictor
 from zoo.publish.folder import COMPLETION, FEATURES
-from zoo.scenes.render import SceneConfig, ScenePairs
+from zoo.scenes import SceneConfig, ScenePairs
 
 _PICTURE_PATCHES = 32  # rows and columns of the features' picture
 

@@ -20,20 +20,12 @@ from torch import Tensor
 
 from zoo.errors import RecipeError
 from zoo.scenes import render as by_numpy
-from zoo.scenes.render import (
-    _BOXES,
-    _NEAR,
-    _NOISE_CELLS,
-    _OCTAVE_RATIO,
-    _OCTAVE_TURN,
-    _OCTAVES,
-    Scene,
-    SceneConfig,
-    ScenePairs,
-    Solids,
-    Surfaces,
-    sample_scene,
-)
+from zoo.scenes.config import SceneConfig
+from zoo.scenes.draw import sample_scene
+from zoo.scenes.pairs import ScenePairs
+from zoo.scenes.rays import NEAR
+from zoo.scenes.scene import BOXES, NOISE_CELLS, Scene, Solids, Surfaces
+from zoo.scenes.textures import OCTAVE_RATIO, OCTAVE_TURN, OCTAVES
 
 _FAR = 1e30  # times by how much a ray misses it: the depth of what is not hit
 
@@ -140,7 +132,7 @@ def render_views(config: SceneConfig, scenes: SceneBatch) -> tuple[Tensor, Tenso
     """All views of each scene: uint8 images (B, V, 3, H, W) and z-depths (B, V, H, W); where, see `render`."""
     if scenes.focal.device.type != "cpu":
         return render_views_in_torch(config, scenes)
-    views = [by_numpy._render_views(config, scene) for scene in _single_scenes(scenes)]
+    views = [by_numpy.render_views(config, scene) for scene in _single_scenes(scenes)]
     images, depth = (np.stack(parts) for parts in zip(*views))
     return torch.from_numpy(images).movedim(-1, 2).contiguous(), torch.from_numpy(depth)
 
@@ -173,7 +165,7 @@ def _render_pairs(config: SceneConfig, scenes: SceneBatch) -> tuple[Tensor, ...]
     shift = scenes.cameras[:, 1, :3, 3] - (turn @ scenes.cameras[:, 0, :3, 3:])[..., 0]
     rays = _pixel_rays(config, scenes.focal, 1)
     points = turn @ (rays * depth[:, 0].flatten(1)[:, None]) + shift[..., None]  # B, 3, N
-    ahead = points[:, 2] > _NEAR
+    ahead = points[:, 2] > NEAR
     targets = points[:, :2] / torch.where(ahead, points[:, 2], 1)[:, None]
     edge = torch.tensor([0.5, 0.5 * config.height / config.width], device=targets.device)[:, None]
     inside = ahead & (targets.abs() < edge / scenes.focal[:, None, None]).all(1)
@@ -235,7 +227,7 @@ def _first_hit(scenes: SceneBatch, rays: Tensor) -> _Hit:
     paces = paces.unflatten(1, (solids, 3)).unflatten(3, (views, -1))  # B, S, 3, V, N
 
     # t at which the rays start + t * pace enter and leave: the room is left, the boxes are entered
-    flat = slice(0, 1 + _BOXES)
+    flat = slice(0, 1 + BOXES)
     inverse = paces[:, flat].reciprocal()
     reach = inverse.abs().mul_(scenes.half_sizes[:, flat, :, None, None])
     middle = inverse.mul_(-start[:, flat, ..., None])  # of the slab between two sides, which spans middle +- reach
@@ -243,9 +235,9 @@ def _first_hit(scenes: SceneBatch, rays: Tensor) -> _Hit:
     _send_away(enter, torch.maximum(enter - leave, -enter))
 
     # on balls it solves square * t^2 + 2 * half * t + rest = 0
-    start_balls, radius = start[:, 1 + _BOXES :, ..., None], scenes.half_sizes[:, 1 + _BOXES :, 0, None, None]
+    start_balls, radius = start[:, 1 + BOXES :, ..., None], scenes.half_sizes[:, 1 + BOXES :, 0, None, None]
     square = rays.square().sum(1)[:, None, None]  # B, 1, 1, N
-    half = (paces[:, 1 + _BOXES :] * start_balls).sum(2)  # B, balls, V, N
+    half = (paces[:, 1 + BOXES :] * start_balls).sum(2)  # B, balls, V, N
     inner = half.square() - square * (start_balls.square().sum(2) - radius.square())
     touch = (-half - inner.clamp(min=0).sqrt_()) / square
     _send_away(touch, torch.maximum(-inner, -touch))
@@ -277,7 +269,7 @@ def _shade(scenes: SceneBatch, rays: Tensor, hit: _Hit, pixel: Tensor) -> Tensor
 
     pixel (B,): the width of a ray's footprint at unit depth.
     """
-    room, ball = hit.solid == 0, hit.solid > _BOXES
+    room, ball = hit.solid == 0, hit.solid > BOXES
 
     # the side of a box, or of the room, that a point lies on is the one it is closest to
     unit = hit.points / hit.half_sizes
@@ -317,9 +309,9 @@ def _texture(scenes: SceneBatch, surface: Tensor, u: Tensor, v: Tensor, footprin
     sharp = (2 - 2 * blur).clamp_(0, 1)
     noise = _lattice_noise(table, u, v) * sharp[:, None]
     x, y, width, weight = u, v, blur, torch.ones_like(blur)
-    cos, sin = math.cos(_OCTAVE_TURN) * _OCTAVE_RATIO, math.sin(_OCTAVE_TURN) * _OCTAVE_RATIO
-    for _ in range(1, _OCTAVES):
-        x, y, width, weight = cos * x - sin * y, sin * x + cos * y, width * _OCTAVE_RATIO, weight * falloff
+    cos, sin = math.cos(OCTAVE_TURN) * OCTAVE_RATIO, math.sin(OCTAVE_TURN) * OCTAVE_RATIO
+    for _ in range(1, OCTAVES):
+        x, y, width, weight = cos * x - sin * y, sin * x + cos * y, width * OCTAVE_RATIO, weight * falloff
         noise += _lattice_noise(table, x, y) * (weight * (2 - 2 * width).clamp_(0, 1))[:, None]
     blobs = noise[:, 0] * edge
     blobs = blobs / (1 + blobs * blobs).sqrt_()  # edges of blobs
@@ -349,7 +341,7 @@ def _lattice_noise(table: Tensor, x: Tensor, y: Tensor) -> Tensor:
     column, row = x.floor(), y.floor()
     x, y = x - column, y - row
     x, y = ((t * t * (3 - 2 * t))[:, None] for t in (x, y))  # smoothstep: no creases at the cells' borders
-    wrap = _NOISE_CELLS - 1
-    cell = ((row.int() & wrap) * _NOISE_CELLS + (column.int() & wrap)).long()
+    wrap = NOISE_CELLS - 1
+    cell = ((row.int() & wrap) * NOISE_CELLS + (column.int() & wrap)).long()
     corner, across, down, both = table.gather(2, cell[:, None].expand(-1, 8, -1)).unflatten(1, (4, 2)).unbind(1)
     return corner + down * y + (across + both * y) * x

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zoo.errors import RecipeError
-from zoo.scenes.render import SceneConfig, SceneImages, ScenePairs
+from zoo.scenes import SceneConfig, SceneImages, ScenePairs
 from zoo.scenes.render_torch import DrawnScenes
 from zoo.train.data.folder import ImageFolder
 from zoo.train.data.hub import HubImages

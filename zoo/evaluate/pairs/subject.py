@@ -1,0 +1,86 @@
+"""The model that is evaluated, from the zoo or from a training run, and what it was trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import timm
+
+from zoo.errors import RecipeError, TrainingError
+from zoo.lookup import find_variant
+from zoo.models import fetch
+from zoo.models.croco import PairModel
+from zoo.scenes import SceneConfig
+from zoo.train.build import make_model
+from zoo.train.data.sources import make_source
+from zoo.train.recipe import Recipe, load_recipe
+
+
+class Subject(NamedTuple):
+    """A model to be evaluated, how it was trained (None: unknown), and the file of its weights."""
+
+    name: str
+    model: PairModel
+    recipe: Recipe | None
+    weights: Path
+    sha256: str
+    step: int | None
+
+    @property
+    def mask_ratio(self) -> float:
+        """Share of patches that it is to complete: what its training ended with, or CroCo's."""
+        return self.recipe.objective.get("mask_ratio", 0.9) if self.recipe else 0.9
+
+    def scenes(self, seed: int) -> SceneConfig:
+        """The kind of scenes that it was trained on, or the renderer's default.
+
+        Raises RecipeError (a ValueError) when it was trained on the very scenes of `seed`.
+        """
+        if self.recipe is None or self.recipe.data["source"] != "scenes":
+            return SceneConfig(image_size=self.model.encoder.patch_embed.img_size)
+        if seed == self.recipe.seed:
+            raise RecipeError(f"Seed {seed} is the one that this model was trained with; choose another --seed.")
+        return make_source(self.recipe.data, seed, "pair").config
+
+
+def load_subject(model_or_run: str) -> Subject:
+    """A pretrained two-image model by its timm name, or the model of a training run by the run's folder.
+
+    A run that is still going is loaded from its last checkpoint.
+
+    Raises UnknownVariantError, RecipeError (ValueErrors) or TrainingError (a RuntimeError).
+    """
+    folder = Path(model_or_run)
+    return _load_run(folder) if folder.is_dir() else _load_pretrained(model_or_run)
+
+
+def _load_run(folder: Path) -> Subject:
+    recipe = load_recipe(folder / "recipe.yaml")
+    model = make_model(recipe)
+    if not isinstance(model, PairModel):
+        raise RecipeError(f"{folder} trains {recipe.model}, which completes no pairs; name a two-image model's run.")
+    path, prefix = folder / "model.safetensors", ""
+    if not path.exists():
+        path, prefix = folder / "checkpoint.safetensors", "objective.model."
+    if not path.exists():
+        raise TrainingError(f"{folder} has neither weights nor a checkpoint yet; wait for its first checkpoint.")
+    data = path.read_bytes()  # once, since a running training replaces the file
+    about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    step = json.loads(about["run"])["step"] if prefix else int(about["steps"])
+    tensors = safetensors.torch.load(data)
+    model.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    return Subject(recipe.model, model.eval(), recipe, path, hashlib.sha256(data).hexdigest(), step)
+
+
+def _load_pretrained(name: str) -> Subject:
+    variant = find_variant(name)
+    if variant.form != "binocular":
+        raise RecipeError(f"{name} completes no pairs; choose one of `zoo list --form binocular`.")
+    recipe = load_recipe(variant.recipe) if variant.recipe else None
+    path = fetch(variant.name)
+    model: Any = timm.create_model(variant.name, pretrained=True).eval()
+    return Subject(variant.name, model, recipe, path, hashlib.sha256(path.read_bytes()).hexdigest(), None)

@@ -1,0 +1,47 @@
+"""What kind of scenes are drawn, and how large they are rendered."""
+
+from dataclasses import dataclass
+
+from zoo.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class SceneConfig:
+    """What is rendered; hashable and picklable.
+
+    Attributes:
+        image_size: height and width in pixels, or one number for both.
+        supersample: rays per pixel and axis; 2 makes each pixel the mean of 2 x 2 rays.
+        displacement: range of the median displacement of co-visible pixels between the views, as a fraction
+            of the image width. A pair's wish is uniform in it, and met but for a few pairs of odd geometry.
+        texture_scale: range of the textures' dominant wavelength, as a fraction of the image width when seen
+            at the median depth of the scene. Coarser is easier to match.
+        textures: a folder (searched recursively) of images, put on about half of the surfaces.
+    """
+
+    image_size: tuple[int, int] | int = 64
+    supersample: int = 1
+    displacement: tuple[float, float] = (0.03, 0.2)
+    texture_scale: tuple[float, float] = (0.12, 0.35)
+    textures: str | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width, self.supersample) < 1:
+            raise RecipeError("A scene needs image_size and supersample of at least 1. Raise the smaller one.")
+        for name in ("displacement", "texture_scale"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise RecipeError(
+                    f"{name} of a scene is {low, high}, no range of positive fractions of the image width. "
+                    "Give (low, high) with 0 < low <= high."
+                )
+
+    @property
+    def height(self) -> int:
+        """Image height in pixels."""
+        return self.image_size if isinstance(self.image_size, int) else self.image_size[0]
+
+    @property
+    def width(self) -> int:
+        """Image width in pixels."""
+        return self.image_size if isinstance(self.image_size, int) else self.image_size[1]

@@ -1,0 +1,71 @@
+"""Rendered scenes as endless map-style datasets: pairs of views, or single ones."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from zoo.errors import RecipeError
+from zoo.scenes.config import SceneConfig
+from zoo.scenes.draw import sample_scene
+from zoo.scenes.photos import texture_files
+from zoo.scenes.render import render, render_views
+
+
+class ScenePairs:
+    """Map-style dataset of rendered pairs; holds no state, so it may be pickled, shuffled and split freely.
+
+    Items are dictionaries of "image1" and "image2", uint8 (H, W, 3); with `geometry` also of "depth1",
+    "depth2", "intrinsics", "pose", "flow" and "covisible" as in `ScenePair`.
+
+    Raises:
+        DataError: `config.textures` is not a folder with images.
+    """
+
+    def __init__(self, config: SceneConfig, seed: int = 0, length: int = 1_000_000, geometry: bool = False) -> None:
+        self.config, self.seed, self.length, self.geometry = config, seed, length, geometry
+        if config.textures is not None:
+            texture_files(config.textures)  # fail here rather than in a worker
+
+    def __len__(self) -> int:
+        return self.length
+
+    def changed(self, **settings: Any) -> "ScenePairs":
+        """The same sequence with another displacement or texture_scale.
+
+        Raises:
+            RecipeError: another setting, which would change the images' shape or whether there are any.
+        """
+        if fixed := sorted(settings.keys() - {"displacement", "texture_scale"}):
+            raise RecipeError(f"Scenes keep their {', '.join(fixed)}; change displacement or texture_scale only.")
+        return ScenePairs(replace(self.config, **settings), self.seed, self.length, self.geometry)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        if not 0 <= index < self.length:
+            raise IndexError(f"Pair {index} is outside of the {self.length} pairs.")
+        scene = sample_scene(self.config, self.seed, index)
+        if not self.geometry:
+            images, _ = render_views(self.config, scene)
+            return {"image1": images[0], "image2": images[1]}
+        pair = vars(render(self.config, scene)).copy()
+        return {"image1": pair.pop("img1"), "image2": pair.pop("img2"), **pair}
+
+
+class SceneImages:
+    """Map-style dataset of single views of the scenes of `pairs`: "image", uint8 (H, W, 3)."""
+
+    def __init__(self, pairs: ScenePairs) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def changed(self, **settings: Any) -> "SceneImages":
+        """See `ScenePairs.changed`."""
+        return SceneImages(self.pairs.changed(**settings))
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        config = self.pairs.config
+        scene = sample_scene(config, self.pairs.seed, index)
+        images, _ = render_views(config, replace(scene, cameras=scene.cameras[:1]))
+        return {"image": images[0]}
