@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -42,10 +43,13 @@ class FusionBlock(nn.Module):
 
 
 class DPTHead(nn.Module):
-    """Four token maps of one grid -> a dense map at 16 times the grid's resolution.
+    """Four token maps of one grid -> a dense map at 8 * upsample times the grid's resolution.
 
     in_dims: width of each of the four token sequences. layer_dims: their widths after reassembling at
     4, 2, 1 and 1/2 times the grid. feature_dim: width of the fusion. last_dim: width before the output.
+    upsample: of the fused map; 2 suits patches of 16.
+
+    Under autocast the last layer stays in float32: bfloat16 knows pixels of disparity only to a quarter.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class DPTHead(nn.Module):
         last_dim: int = 32,
         device=None,
         dtype=None,
+        upsample: int = 2,
     ) -> None:
         super().__init__()
         dd = dict(device=device, dtype=dtype)
@@ -75,14 +80,14 @@ class DPTHead(nn.Module):
         self.fusion = nn.ModuleList(FusionBlock(feature_dim, **dd) for _ in layer_dims)
         self.output = nn.Sequential(
             nn.Conv2d(feature_dim, feature_dim // 2, 3, padding=1, **dd),
-            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
+            nn.Upsample(scale_factor=upsample, mode="bilinear", align_corners=True) if upsample > 1 else nn.Identity(),
             nn.Conv2d(feature_dim // 2, last_dim, 3, padding=1, **dd),
             nn.ReLU(),
             nn.Conv2d(last_dim, out_chans, 1, **dd),
         )
 
     def forward(self, tokens: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
-        """Four sequences (B, h * w, C_i) of a grid (h, w) -> B, out_chans, 16 h, 16 w."""
+        """Four sequences (B, h * w, C_i) of a grid (h, w) -> B, out_chans, and h and w times 8 * upsample."""
         maps = [x.transpose(1, 2).unflatten(2, grid) for x in tokens]
         levels = [
             project(reassemble(x)) for project, reassemble, x in zip(self.project, self.reassemble, maps, strict=True)
@@ -90,4 +95,6 @@ class DPTHead(nn.Module):
         path = self.fusion[3](levels[3])
         for i in (2, 1, 0):
             path = self.fusion[i](levels[i], path)
-        return self.output(path)
+        path = self.output[:-1](path)
+        with torch.autocast(path.device.type, enabled=False):
+            return self.output[-1](path.to(self.output[-1].weight.dtype))

@@ -31,7 +31,8 @@ class DensePairModel(PairModel):
     """Encoder, two-image decoder and a DPT head: a dense map of image 1 from a pair of images.
 
     out_chans: CroCo-Stereo has 2 (disparity in pixels, confidence), CroCo-Flow 3 (x and y in pixels,
-    confidence). hooks: which four blocks of `forward_intermediates` the head reads.
+    confidence). hooks: which four blocks of `forward_intermediates` the head reads. unit: pixels to a unit of the
+    head's disparity or flow, 1 in the published models; a larger one lets a fresh head reach far displacements soon.
     A PairModel's weights load too, reference or ours: then the head starts at random, to be fine-tuned.
     """
 
@@ -44,6 +45,7 @@ class DensePairModel(PairModel):
         layer_dims: Sequence[int] = (96, 192, 384, 768),
         feature_dim: int = 256,
         last_dim: int = 32,
+        unit: float = 1.0,
         device=None,
         dtype=None,
         **pair_args: Any,
@@ -51,14 +53,19 @@ class DensePairModel(PairModel):
         super().__init__(completes=False, device=device, dtype=dtype, **pair_args)
         self.hooks = tuple(hooks or dpt_hooks(len(self.encoder.blocks), len(self.decoder.blocks)))
         dims = [self.feature_info[i]["num_chs"] for i in self.hooks]
-        self.dense = DPTHead(dims, out_chans, layer_dims, feature_dim, last_dim, device, dtype)
+        self.out_chans, self.unit = out_chans, unit
+        # the head's maps have 8 times the patch grid's resolution: what is left to the images'
+        upsample = 2 if self.patch_size % 8 else self.patch_size // 8
+        self.dense = DPTHead(dims, out_chans, layer_dims, feature_dim, last_dim, device, dtype, upsample)
 
     def forward(self, img1: Tensor, img2: Tensor) -> Tensor:  # type: ignore[override]
         """Two images (B, C, H, W) -> B, out_chans, H, W: the confidence is the last channel."""
         dense = self.dense(self.forward_intermediates(img1, img2, list(self.hooks)), self._grid(img1))
         size = img1.shape[-2:]
-        if dense.shape[-2:] != size:  # a patch size other than 16
+        if dense.shape[-2:] != size:  # a patch size that 8 doesn't divide
             dense = F.interpolate(dense, size=size, mode="bilinear", align_corners=True)
+        if self.unit != 1:
+            dense = torch.cat((self.unit * dense[:, :-1], dense[:, -1:]), dim=1)
         return dense
 
     @torch.no_grad()

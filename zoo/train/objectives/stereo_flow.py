@@ -1,0 +1,166 @@
+"""Fine-tuning a two-image model for stereo matching and optical flow (CroCo v2, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoo.colors import disparity_colors, flow_colors
+from zoo.errors import RecipeError
+from zoo.models.croco import DensePairModel
+from zoo.pictures import draw_images
+from zoo.train.data.matching import TRUTHS, MatchingTransform, change_colors, tilt, whole_pair
+from zoo.train.objectives.dense_losses import LOSSES, DenseLoss
+from zoo.train.objectives.dense_metrics import batch_metrics
+from zoo.train.objectives.objective import Objective, as_pixels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CONFIDENCE_MODES = {
+    "laplacian": "conf_expbeta3",
+    "laplacian_bounded": "conf_expsigmoid_10_5",
+    "laplacian_bounded2": "conf_expsigmoid_15_3",
+}
+"""By loss how its confidence weighs overlapping tiles, under the reference's names."""
+
+
+class _Matching(Objective):
+    """Base of what trains a dense two-image model on pairs whose displacement is known.
+
+    loss: one of `zoo.train.objectives.dense_losses.LOSSES`. crop: height and width of the random crops of augmented
+    pairs; None for samples that come in one size and are taken whole, as scenes do. colors: change them, and tilt a
+    stereo pair's second camera, at random. noise: the largest standard deviation of noise that is added to each image,
+    in gray levels of 255. overlap: of the tiles that validation images are judged by.
+    """
+
+    channels: ClassVar[int]
+    validation_batch = 1  # images of a set differ in size
+    best: ClassVar[str]
+    """The figure by which a run's best weights are told: the lowest."""
+
+    def __init__(
+        self,
+        model: Any,
+        source: Any,
+        loss: str,
+        crop: Sequence[int] | None = None,
+        colors: bool = True,
+        noise: float = 0.0,
+        overlap: float = 0.7,
+    ) -> None:
+        if not isinstance(model, DensePairModel) or model.out_chans not in (self.channels, self.channels + 1):
+            raise RecipeError(
+                f"The objective '{self.sample}' trains a two-image model with a dense head of {self.channels} channels "
+                f"and a confidence, not {type(model).__name__}; choose one of `zoo list --form dense`."
+            )
+        if loss not in LOSSES:
+            raise RecipeError(f"The loss '{loss}' is unknown; choose {', '.join(LOSSES)}.")
+        if loss != "l1" and model.out_chans == self.channels:
+            raise RecipeError(
+                f"The loss '{loss}' needs a confidence, and the model gives {model.out_chans} channels; set "
+                f"model_args.out_chans={self.channels + 1}, or objective.loss=l1."
+            )
+        super().__init__(model, source)
+        self.loss: DenseLoss = LOSSES[loss]()
+        self.overlap, self.noise = overlap, noise
+        self.crop = None
+        if crop is not None:
+            height, width = crop
+            self.crop = (int(height), int(width))
+        self.transform = MatchingTransform(self.sample, self.crop, colors)
+        self.validation_transform = whole_pair
+        self.figures = self._metric_names()
+
+    def _metric_names(self) -> tuple[str, ...]:
+        nothing = torch.zeros(1, self.channels, 1, 1)
+        return ("images", *batch_metrics(nothing, nothing))
+
+    def truth(self, batch: dict[str, Tensor]) -> Tensor:
+        """(B, channels, H, W) in pixels, unknown = inf."""
+        truth = batch[TRUTHS[self.sample]]
+        return truth[:, None] if self.channels == 1 else truth.movedim(-1, 1)
+
+    def views(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Images 1 and 2 as the network sees them, before normalization: (B, 3, H, W), 0 to 255."""
+        img1, img2 = batch["image1"], batch["image2"]
+        if "tilt" in batch:
+            img2 = tilt(img2, batch["tilt"])
+        if "colors" in batch:
+            both = torch.cat((img1.float(), img2.float()))
+            img1, img2 = change_colors(both, batch["colors"].transpose(0, 1).flatten(0, 1)).chunk(2)
+        if self.noise:
+            level = self.noise * torch.rand(2, len(img1), 1, 1, 1, device=img1.device)
+            img1, img2 = (x + n * torch.randn_like(x, dtype=torch.float32) for x, n in zip((img1, img2), level))
+        return img1, img2
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A batch of the transform's tensors -> the loss and the mean error in pixels."""
+        img1, img2 = (self.to_input(x) for x in self.views(batch))
+        loss, prediction = self.loss_of(img1, img2, truth := self.truth(batch))
+        error, value = next(iter(batch_metrics(prediction.detach(), truth).items()))
+        return {"loss": loss, error: value}
+
+    def loss_of(self, img1: Tensor, img2: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalized images (B, 3, H, W) and their truth (B, channels, H, W) -> the loss and the prediction."""
+        dense = self.model(img1, img2).float()
+        prediction, confidence = dense[:, : self.channels], dense[:, self.channels :]
+        return self.loss(prediction, confidence, truth), prediction
+
+    def judge(self, batch: dict[str, Tensor]) -> Tensor:
+        """Of one pair of any size: 1 and its metrics, or zeros if none of its pixels is known."""
+        img1, img2 = (self.to_input(batch[name]) for name in ("image1", "image2"))
+        found = self.predict_whole(img1, img2)
+        truth = self.truth(batch)
+        known = truth[:, 0].isfinite().any().float()
+        return known * torch.stack((known, *batch_metrics(found[:, : self.channels], truth).values()))
+
+    def predict_whole(self, img1: Tensor, img2: Tensor) -> Tensor:
+        """The model's map of images (B, 3, H, W) of any size, by tiles of the training crop."""
+        tile = self.crop or tuple(img1.shape[-2:])
+        return self.model.forward_tiled(img1, img2, tile=tile, overlap=self.overlap)
+
+    def show(self, samples: Sequence[dict[str, Any]], batch: dict[str, Tensor]) -> Figure:
+        """Both images as augmented, and the truth in colors; unknown pixels are black."""
+        one, two = (as_pixels(x.clamp(0, 255)) for x in self.views(batch))
+        truth = self.truth(batch).movedim(1, -1).cpu().numpy()
+        maps = [self.draw_truth(of) for of in truth]
+        names = ("image 1", "image 2", f"true {TRUTHS[self.sample]}")
+        caption = "Augmented at random, as in training. Black: not known."
+        return draw_images(list(zip(one, two, maps)), names, "", caption, panel=3.2)
+
+    def draw_truth(self, truth: np.ndarray) -> np.ndarray:
+        """A truth (H, W, channels) in colors, (H, W, 3) in 0..1."""
+        raise NotImplementedError
+
+
+class Stereo(_Matching):
+    """Disparity of the left image of a rectified pair, in pixels; by default CroCo-Stereo's loss."""
+
+    sample = "stereo"
+    channels = 1
+    best = "avgerr"
+
+    def __init__(self, model: Any, source: Any, loss: str = "laplacian_bounded2", **settings: Any) -> None:
+        super().__init__(model, source, loss, **settings)
+
+    def draw_truth(self, truth: np.ndarray) -> np.ndarray:
+        return disparity_colors(truth[..., 0])
+
+
+class Flow(_Matching):
+    """Optical flow from image 1 to image 2, in pixels; by default CroCo-Flow's loss."""
+
+    sample = "flow"
+    channels = 2
+    best = "EPE"
+
+    def __init__(self, model: Any, source: Any, loss: str = "laplacian_bounded", **settings: Any) -> None:
+        super().__init__(model, source, loss, **settings)
+
+    def draw_truth(self, truth: np.ndarray) -> np.ndarray:
+        return flow_colors(truth)
