@@ -46,8 +46,16 @@ def read_case(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def compute(path: str) -> dict[str, Tensor]:
     """All outputs and gradient norms of the golden case in the file `path`, computed by the zoo."""
+    from tests.golden_matching import matching_losses, tiles, training  # which takes its models from here
+
     case, tensors = read_case(path)
     config = case["config"]
+    if "steps" in config:
+        return training(case, tensors)
+    if "tile_conf_mode" in config:
+        return tiles(config, tensors)
+    if set(config) == {"task"}:
+        return matching_losses(tensors)
     if "head" in config and "kind" not in config:
         family = "croco_dense"
     else:  # the longest name that fits: fast_itpn, convmae, croco
@@ -55,11 +63,11 @@ def compute(path: str) -> dict[str, Tensor]:
     return _FAMILIES[family](config, tensors)
 
 
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def _load(model: ZooModel, weights: dict[str, Tensor]) -> None:
+def load_weights(model: ZooModel, weights: dict[str, Tensor]) -> None:
     """Strict conversion and loading, as `load_pretrained` does with a file."""
     state = model.convert(Checkpoint(tensors={k: v.clone() for k, v in weights.items()}, extra={}, path=Path("golden")))
     model.load_state_dict(model.adapt_state(state), strict=True)
@@ -77,7 +85,7 @@ def _gradnorms(model: ZooModel, loss: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _pair_args(config: dict[str, Any]) -> dict[str, Any]:
+def pair_args(config: dict[str, Any]) -> dict[str, Any]:
     """Our constructor's arguments for the reference's."""
     positions = config["pos_embed"]
     return dict(
@@ -99,17 +107,17 @@ def _pair_args(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _croco(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    model = PairModel(**_pair_args(config)).eval()
-    weights = _part(tensors, "weights.")
-    _load(model, weights)
+    model = PairModel(**pair_args(config)).eval()
+    weights = part_of(tensors, "weights.")
+    load_weights(model, weights)
     img1, img2, mask = (tensors[f"input.{key}"] for key in ("img1", "img2", "mask"))
     hidden = int(mask[0].sum())
     out: dict[str, Tensor] = {}
 
     # the encoder alone, from the same checkpoint, as a timm backbone
     names = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "pos_embed", "rope_base")
-    encoder = CrocoEncoder(**{k: v for k, v in _pair_args(config).items() if k in names}).eval()
-    _load(encoder, weights)
+    encoder = CrocoEncoder(**{k: v for k, v in pair_args(config).items() if k in names}).eval()
+    load_weights(encoder, weights)
     final, blocks = encoder.forward_intermediates(img2, output_fmt="NLC")
     for i, block in enumerate([*blocks[:-1], final]):
         out[f"output.encoder.{i}"] = block
@@ -138,17 +146,22 @@ def _croco(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tens
     return {key: value.detach() for key, value in out.items()} | _gradnorms(model, loss)
 
 
-def _croco_dense(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def dense_model(config: dict[str, Any]) -> DensePairModel:
+    """The case's dense two-image model, with random weights."""
     head = config["head"]
-    model = DensePairModel(
+    return DensePairModel(
         out_chans=head["num_channels"],
         hooks=head["hooks_idx"],
         layer_dims=head["layer_dims"],
         feature_dim=head["feature_dim"],
         last_dim=head["last_dim"],
-        **_pair_args(config),
-    ).eval()
-    _load(model, _part(tensors, "weights."))
+        **pair_args(config),
+    )
+
+
+def _croco_dense(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    model = dense_model(config).eval()
+    load_weights(model, part_of(tensors, "weights."))
     dense = model(tensors["input.img1"], tensors["input.img2"])
     return {"output.dense": dense.detach()} | _gradnorms(model, dense.square().mean())
 
@@ -167,7 +180,7 @@ def _tell_grid(weights: dict[str, Tensor], key: str, grid: tuple[int, int]) -> d
 
 def _hivit_weights(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The case's weights, with the grid told in positions and bias tables."""
-    weights, (rows, columns) = _part(tensors, "weights."), _grid(config["img_size"])
+    weights, (rows, columns) = part_of(tensors, "weights."), _grid(config["img_size"])
     for key in weights:
         if key.endswith("relative_position_bias_table"):
             weights[key] = weights[key].unflatten(0, (2 * rows - 1, 2 * columns - 1))
@@ -230,7 +243,7 @@ def _hivit_classifier(config: dict[str, Any], tensors: dict[str, Tensor]) -> dic
     cls = HiViT if "depths" in config else ITPN
     model = cls(num_classes=config["num_classes"], **_trunk_args(config)).eval()
     weights = _hivit_weights(config, tensors)
-    _load(model, weights)
+    load_weights(model, weights)
     image = tensors["input.image"]
     high, mid, tokens = model.encode(image)
     logits = model(image)
@@ -240,7 +253,7 @@ def _hivit_classifier(config: dict[str, Any], tensors: dict[str, Tensor]) -> dic
         out |= {"output.high": high, "output.mid": mid}
     if "input.larger" in tensors:
         plain = cls(num_classes=config["num_classes"], dynamic_img_size=True, **_trunk_args(config)).eval()
-        _load(plain, weights)
+        load_weights(plain, weights)
         for block in plain.blocks:
             block.rel_pos = None
         out["output.larger_tokens"] = plain.forward_features(tensors["input.larger"])
@@ -249,16 +262,16 @@ def _hivit_classifier(config: dict[str, Any], tensors: dict[str, Tensor]) -> dic
 
 def _hivit_masked(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     model = HiViTMAE(**_trunk_args(config), **_decoder_args(config)).eval()
-    _load(model, _hivit_weights(config, tensors))
+    load_weights(model, _hivit_weights(config, tensors))
     return _masked(model, tensors["input.image"], tensors["input.mask"].bool(), {})
 
 
 def _itpn_masked(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     model = ITPNPixel(**_trunk_args(config), **_fpn_args(config), **_decoder_args(config)).eval()
     weights = _hivit_weights(config, tensors)
-    _load(model, weights)
+    load_weights(model, weights)
     encoder = ITPN(**_trunk_args(config), **_fpn_args(config)).eval()  # alone, from the same checkpoint
-    _load(encoder, weights)
+    load_weights(encoder, weights)
     image, mask = tensors["input.image"], tensors["input.mask"].bool()
     levels = encoder.forward_pyramid(image)
     return _masked(model, image, mask, {f"pyramid.stride{4 * 2**i}": level for i, level in enumerate(levels)})
@@ -266,7 +279,7 @@ def _itpn_masked(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str
 
 def _itpn_clip(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     model = ITPNClip(teacher_dim=config["teacher_dim"], **_trunk_args(config), **_fpn_args(config)).eval()
-    _load(model, _hivit_weights(config, tensors))
+    load_weights(model, _hivit_weights(config, tensors))
     image, mask, target = (tensors[f"input.{key}"] for key in ("image", "mask", "target"))
     main, aux = model(image, mask)
     loss = model.token_loss(image, mask, target)
@@ -276,14 +289,14 @@ def _itpn_clip(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, 
 
 def _itpn_pyramid(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     model = ITPN(features="dense", **_trunk_args(config), **_fpn_args(config)).eval()
-    _load(model, _hivit_weights(config, tensors))
+    load_weights(model, _hivit_weights(config, tensors))
     maps = model.forward_intermediates(tensors["input.image"], list(range(config["num_outs"])), intermediates_only=True)
     out = {f"output.level{i}": level for i, level in enumerate(maps)}
     return _detached(out) | _gradnorms(model, sum(level.square().mean() for level in maps))
 
 
 def _convmae(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    weights = _part(tensors, "weights.")
+    weights = part_of(tensors, "weights.")
     size = config["img_size"][0]
     args = dict(
         img_size=size,
@@ -296,7 +309,7 @@ def _convmae(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Te
     image = tensors["input.image"]
     if "num_classes" in config:
         model = ConvMAE(num_classes=config["num_classes"], **args).eval()
-        _load(model, _tell_grid(weights, "pos_embed", _grid(size)))
+        load_weights(model, _tell_grid(weights, "pos_embed", _grid(size)))
         tokens, (stage1, stage2) = model.forward_intermediates(image, [0, 1])
         logits = model(image)
         out = {"stage1": stage1, "stage2": stage2, "stage3": tokens, "logits": logits}
@@ -309,7 +322,7 @@ def _convmae(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Te
         decoder_mlp_ratio=config["mlp_ratio"][0],
         **args,
     ).eval()
-    _load(model, weights)
+    load_weights(model, weights)
     out = {"latent": model.encode(image, tensors["input.ids_keep"])}
     return _masked(model, image, tensors["input.mask"].bool(), out)
 
@@ -326,7 +339,7 @@ def _fast_itpn(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, 
         qkv_bias=config["qkv_bias"],
         init_values=config["init_values"],
     ).eval()
-    _load(model, _tell_grid(_part(tensors, "weights."), "pos_embed", _grid(config["img_size"])))
+    load_weights(model, _tell_grid(part_of(tensors, "weights."), "pos_embed", _grid(config["img_size"])))
     features = model.forward_features(tensors["input.image"])
     logits = model.forward_head(features)
     out = {"output.pooled": model.forward_head(features, pre_logits=True), "output.logits": logits}
@@ -347,11 +360,11 @@ def _masked(model: MaskedAutoencoder, image: Tensor, mask: Tensor, out: dict[str
 def _jigclu(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     crops = torch.stack([tensors[f"input.crop{i}"] for i in range(4)], dim=1)  # n, 4, C, s, s
     shuffled = shuffle(crops, tensors["input.permutation"])
-    weights = {f"module.encoder.{key}": value for key, value in _part(tensors, "weights.").items()}
+    weights = {f"module.encoder.{key}": value for key, value in part_of(tensors, "weights.").items()}
     dim = weights["module.encoder.fc_loc.weight"].shape[1]
     heads = JigsawClusteringHeads(dim, config["dim"])
     (rules,) = JigsawClusteringModel.layouts.values()
-    heads.load_state_dict(_part(rules.to_zoo(weights, name="golden"), "heads."), strict=True)
+    heads.load_state_dict(part_of(rules.to_zoo(weights, name="golden"), "heads."), strict=True)
 
     embedding, logits = heads(tensors["input.features"].flatten(2).transpose(1, 2))
     cluster = cluster_loss(
@@ -370,7 +383,7 @@ def _jigclu(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Ten
 
 
 def _pirl(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    bank, given = tensors["input.memory_before"], _part(tensors, "input.")
+    bank, given = tensors["input.memory_before"], part_of(tensors, "input.")
     embeddings = [given[f"{what}_embedding"].requires_grad_() for what in ("image", "patch")]
     candidates = [given["candidates_images"], given["candidates_patches"]]
     model = timm.create_model("pirl_nano_48_lin64", dim=bank.shape[1], device="meta")  # its embeddings are given
@@ -396,7 +409,7 @@ def _pirl(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tenso
 
 
 def _pointmaps(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    weights, sizes = _part(tensors, "weights."), _pair_args(config)
+    weights, sizes = part_of(tensors, "weights."), pair_args(config)
     for argument in ("norm_memory", "pos_embed"):  # this model has no choice of them
         del sizes[argument]
     kind = config["kind"]
@@ -404,8 +417,8 @@ def _pointmaps(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, 
     local = weights.get("downstream_head1.head_local_features.fc2.bias", torch.empty(0))
     descriptor_dim = len(local) // config["patch_size"] ** 2 - 1
     model = PointmapModel(head_type=head_type, descriptor_dim=descriptor_dim, **config["head"], **sizes).eval()
-    _load(model, weights)
-    given = _part(tensors, "input.")
+    load_weights(model, weights)
+    given = part_of(tensors, "input.")
     img1, img2 = given["img1"], given["img2"]
     out: dict[str, Tensor] = {}
     x1, x2 = model.encode(img1, img2)

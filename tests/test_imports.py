@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = {  # what each room may import of ours, besides itself
     "catalog": set(),
+    "colors": set(),
     "errors": set(),
     "lookup": {"catalog", "errors"},
     "layers": set(),
@@ -20,15 +21,15 @@ ROOMS = {  # what each room may import of ours, besides itself
     "geometry": {"errors", "weights"},
     "pictures": {"errors", "layers"},
     "scenes": {"errors"},
-    "train": {"catalog", "errors", "lookup", "layers", "weights", "models", "pictures", "scenes", "geometry"},
-    "demo": {"catalog", "errors", "lookup", "layers", "weights", "models", "pictures"},
+    "train": {"catalog", "colors", "errors", "lookup", "layers", "weights", "models", "pictures", "scenes", "geometry"},
+    "demo": {"catalog", "colors", "errors", "lookup", "layers", "weights", "models", "pictures"},
     "publish": {"catalog", "errors", "lookup", "weights", "models", "pictures", "scenes", "train", "demo"},
     "evaluate": {
-        *("catalog", "errors", "lookup", "layers", "weights", "models", "pictures", "scenes", "train", "demo"),
+        *("catalog", "colors", "errors", "lookup", "layers", "weights", "models", "pictures", "scenes", "train", "demo"),
         "geometry",
     },
     "cli": {
-        *("catalog", "errors", "lookup", "layers", "weights", "models", "pictures", "scenes", "train", "demo"),
+        *("catalog", "colors", "errors", "lookup", "layers", "weights", "models", "pictures", "scenes", "train", "demo"),
         *("publish", "evaluate", "geometry"),
     },
 }
