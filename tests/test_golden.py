@@ -19,7 +19,9 @@ def test_golden_case(path: Path) -> None:
     for key, want in expected.items():
         got = computed[key]
         assert got.shape == want.shape, key
-        if key.startswith(("output.after.", "output.batch.", "output.dataset.")) or (key == "output.loss" and len(want) > 1):
+        if key.startswith(("output.after.", "output.batch.", "output.dataset.")) or (
+            key == "output.loss" and len(want) > 1
+        ):
             torch.testing.assert_close(got, want, rtol=1e-4, atol=0, msg=lambda m, key=key: f"{key}: {m}")
         elif key == "output.learning_rate":
             torch.testing.assert_close(got, want, rtol=1e-6, atol=0)

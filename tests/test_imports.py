@@ -25,12 +25,12 @@ ROOMS = {  # what each room may import of ours, besides itself
     "demo": {"catalog", "colors", "errors", "lookup", "layers", "weights", "models", "pictures"},
     "publish": {"catalog", "errors", "lookup", "weights", "models", "pictures", "scenes", "train", "demo"},
     "evaluate": {
-        *("catalog", "colors", "errors", "lookup", "layers", "weights", "models", "pictures", "scenes", "train", "demo"),
-        "geometry",
+        *("catalog", "colors", "errors", "geometry", "layers", "lookup", "models", "pictures", "scenes", "weights"),
+        *("demo", "train"),
     },
     "cli": {
-        *("catalog", "colors", "errors", "lookup", "layers", "weights", "models", "pictures", "scenes", "train", "demo"),
-        *("publish", "evaluate", "geometry"),
+        *("catalog", "colors", "errors", "geometry", "layers", "lookup", "models", "pictures", "scenes", "weights"),
+        *("demo", "evaluate", "publish", "train"),
     },
 }
 

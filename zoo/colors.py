@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 _WHEEL = (15, 6, 4, 11, 13, 6)  # hues from red to yellow, green, cyan, blue, magenta, red (Baker et al., IJCV 2011)
@@ -74,7 +76,7 @@ def _wheel() -> np.ndarray:
     """(55, 3): pure hues, between each two of which one channel rises or falls."""
     corners = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1], [1, 0, 0]], dtype=float)
     parts = []
-    for count, (start, end) in zip(_WHEEL, zip(corners, corners[1:])):
+    for count, (start, end) in zip(_WHEEL, pairwise(corners)):
         share = np.arange(count)[:, None] / count
         parts.append((1 - share) * start + share * end)
     return np.concatenate(parts)

@@ -23,6 +23,7 @@ from zoo.train.objectives.jigsaw_clustering import JigsawClustering
 from zoo.train.objectives.masked import MaskedFeatureModeling, MaskedImageModeling, MaskedTokenModeling
 from zoo.train.objectives.objective import Objective
 from zoo.train.objectives.pirl import Pirl
+from zoo.train.objectives.stereo_flow import Flow, Stereo
 from zoo.train.recipe import Recipe
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -35,6 +36,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "pirl": Pirl,
     "classification": Classification,
     "linear_probe": LinearProbe,
+    "stereo": Stereo,
+    "flow": Flow,
 }
 """Objectives by the name that recipes use."""
 

@@ -40,7 +40,8 @@ def train(
 
     output gets recipe.yaml, log.jsonl, tensorboard/, checkpoint.safetensors (everything needed to go on,
     replaced atomically), and at the end model.safetensors, loss.png and, if
-    it is validated, results.json.
+    it is validated, results.json; best.safetensors, where the objective says which validation is the best, holds the
+    weights as they were then.
     accumulate: parts that each process's share of a batch is computed in.
 
     Raises RecipeError, DataError (ValueErrors), TrainingError (RuntimeError), DivergedError (ArithmeticError).
@@ -129,6 +130,8 @@ def train(
                     run.logged += time.monotonic() - before  # images_per_second is of the training
                 if accelerator.is_main_process:
                     bar.set_postfix(run.log(done, names, rows, lr, figures))
+                    if validating:
+                        run.keep_best(objective)
                 reports.clear()
                 if saving and accelerator.is_main_process:
                     run.save(done, objective, optimizer)

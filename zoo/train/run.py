@@ -110,13 +110,26 @@ class Run:
         )
         save_safetensors(tensors, self.checkpoint, {"run": json.dumps(state)})
 
-    def finish(self, model: nn.Module, classes: tuple[str, ...]) -> None:
-        """Write the trained model's weights, the loss curve, and the figures of the validation at the end."""
+    def keep_best(self, objective: Any) -> None:
+        """Write the weights to best.safetensors if the validation just logged is the best so far."""
+        name = f"validation_{getattr(objective, 'best', '')}"
+        figures = [row[name] for row in self.rows if name in row]
+        if figures and figures[-1] <= min(figures):
+            model = objective.trained()
+            about = {**self._about(model), "steps": str(self.rows[-1]["step"])}
+            save_safetensors(model.state_dict(), self.folder / "best.safetensors", about)
+
+    def _about(self, model: nn.Module) -> dict[str, str]:
+        """What a weights file says of where it comes from."""
         about = dict(architecture=self.recipe.model, recipe=self.recipe.name, steps=str(self.plan.steps))
         about["model_args"] = json.dumps(self.recipe.model_args)
         if self.recipe.init:
             about["init"] = self.recipe.init
-        save_safetensors(model.state_dict(), self.weights, {**about, **_ancestry(model)})
+        return {**about, **_ancestry(model)}
+
+    def finish(self, model: nn.Module, classes: tuple[str, ...]) -> None:
+        """Write the trained model's weights, the loss curve, and the figures of the validation at the end."""
+        save_safetensors(model.state_dict(), self.weights, self._about(model))
         self.board.close()
         if not self.rows:  # the log may be gone while the checkpoint is there
             return

@@ -207,7 +207,8 @@ def draw_stereo_colors(rng: np.random.Generator) -> Tensor:
 
 
 def draw_flow_colors(rng: np.random.Generator) -> Tensor:
-    """See `draw_stereo_colors`: contrast, brightness, hue and saturation in random order; with p 0.2 each image's own."""
+    """See `draw_stereo_colors`: contrast, brightness, hue and saturation in random order, with p 0.2 each image's
+    own."""
 
     def draw() -> tuple[np.ndarray, np.ndarray]:
         kinds = rng.permutation([_CONTRAST, _BRIGHTNESS, _HUE, _SATURATION])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -38,7 +38,7 @@ class LabeledTransform:
 class _Classification(Objective):
     """Base of what trains a model's classifier on the classes of its source."""
 
-    figures: ClassVar[tuple[str, ...]] = ("loss", "top1", "top5")
+    figures = ("loss", "top1", "top5")
     """What `judge` gives."""
 
     def __init__(self, model: Any, source: Any, **augmentation: Any) -> None:
@@ -84,6 +84,15 @@ class _Classification(Objective):
         best = target.topk(2)
         shares = [(self.classes[i], share) for i, share in zip(best.indices.tolist(), best.values.tolist())]
         return "\n".join(f"{share:.0%} {name}" for name, share in shares if share > 0.05)
+
+    def check_held_out(self, source: Any, held_out: Any) -> None:
+        classes = getattr(held_out, "num_classes", 0)
+        names = [of.classes for of in (source, held_out) if getattr(of, "classes", ())]
+        if not 0 < classes <= self.model.num_classes or names[1:] not in ([], names[:1]):
+            raise RecipeError(
+                f"The validation images, of {classes} classes, are not of those that are trained on; set "
+                "validation.path (or validation.split) to images of the same classes."
+            )
 
     def judge(self, batch: dict[str, Tensor]) -> Tensor:
         """Sums over a batch of the cross-entropy and of the hits (in percent) among the best and the best five."""

@@ -21,7 +21,8 @@ class Objective(nn.Module):
 
     Made from a model, the source of its samples (whose length and classes it may ask for), and the recipe's settings.
     All of its parameters and buffers are part of a run's checkpoint. One that can be validated has, besides, a
-    `validation_transform`, and `judge`: a batch of its tensors -> the sums over it of the quantities `figures`.
+    `validation_transform`, and `judge`: a batch of its tensors -> the sums over it of the quantities `figures`. If it
+    names one of them as `best`, the run keeps the weights with which that is lowest.
 
     sample: what the source gives, "image" (image, index and maybe label) or "pair" (image1, image2, index).
     transform: one sample and a seed -> the tensors of a batch's row; runs in the data workers. All of its
@@ -31,6 +32,7 @@ class Objective(nn.Module):
 
     sample: ClassVar[str] = "image"
     transform: Callable[[dict[str, Any], int], dict[str, Tensor]]
+    figures: Sequence[str] = ()
 
     def __init__(self, model: Any, source: Sized) -> None:
         super().__init__()
@@ -72,6 +74,13 @@ class Objective(nn.Module):
     def trained(self) -> nn.Module:
         """What a finished run gives: the model, whose weights are written."""
         return self.model
+
+    def check_held_out(self, source: Any, held_out: Any) -> None:
+        """Raise RecipeError (a ValueError) unless what is trained on `source` can be judged on `held_out`."""
+
+    def figures_of(self, sums: list[float], samples: int) -> dict[str, float]:
+        """What a validation reports: from the sums over `samples` samples of what `judge` gave."""
+        return {name: total / samples for name, total in zip(self.figures, sums)}
 
     def after_step(self, progress: float) -> None:
         """Called on every process after each optimizer step; progress: the share of the run that is done."""

@@ -74,11 +74,26 @@ class _Matching(Objective):
             self.crop = (int(height), int(width))
         self.transform = MatchingTransform(self.sample, self.crop, colors)
         self.validation_transform = whole_pair
-        self.figures = self._metric_names()
-
-    def _metric_names(self) -> tuple[str, ...]:
         nothing = torch.zeros(1, self.channels, 1, 1)
-        return ("images", *batch_metrics(nothing, nothing))
+        self.metrics = tuple(batch_metrics(nothing, nothing))
+        self.held_out: tuple[str, ...] = ("",)
+
+    def check_held_out(self, source: Any, held_out: Any) -> None:
+        self.held_out = getattr(held_out, "set_names", ("",))
+        self.figures = [f"{name} {what}" for name in self.held_out for what in ("pairs", *self.metrics)]
+
+    def figures_of(self, sums: list[float], samples: int) -> dict[str, float]:
+        """Means over the pairs of each set (pairs without a known pixel are left out), and over the sets."""
+        found: dict[str, list[float]] = {name: [] for name in self.metrics}
+        width, each = len(self.metrics) + 1, {}
+        for i, set_name in enumerate(self.held_out):
+            pairs, *totals = sums[i * width : (i + 1) * width]
+            for name, total in zip(self.metrics, totals):
+                if pairs:
+                    found[name].append(total / pairs)
+                    each[f"{set_name} {name}"] = total / pairs
+        means = {name: sum(values) / len(values) for name, values in found.items() if values}
+        return means | (each if len(self.held_out) > 1 else {})
 
     def truth(self, batch: dict[str, Tensor]) -> Tensor:
         """(B, channels, H, W) in pixels, unknown = inf."""
@@ -112,12 +127,14 @@ class _Matching(Objective):
         return self.loss(prediction, confidence, truth), prediction
 
     def judge(self, batch: dict[str, Tensor]) -> Tensor:
-        """Of one pair of any size: 1 and its metrics, or zeros if none of its pixels is known."""
+        """Of one pair of any size: 1 and its metrics, or zeros if none of its pixels is known, at its set's place."""
         img1, img2 = (self.to_input(batch[name]) for name in ("image1", "image2"))
         found = self.predict_whole(img1, img2)
         truth = self.truth(batch)
         known = truth[:, 0].isfinite().any().float()
-        return known * torch.stack((known, *batch_metrics(found[:, : self.channels], truth).values()))
+        row = known * torch.stack((known, *batch_metrics(found[:, : self.channels], truth).values()))
+        place = batch["set"] if "set" in batch else torch.zeros(1, dtype=torch.long, device=row.device)
+        return row.new_zeros(len(self.held_out), len(row)).index_add(0, place, row[None]).flatten()
 
     def predict_whole(self, img1: Tensor, img2: Tensor) -> Tensor:
         """The model's map of images (B, 3, H, W) of any size, by tiles of the training crop."""
