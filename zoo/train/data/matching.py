@@ -158,7 +158,7 @@ def augment_flow(
     for axis, probability in ((1, 0.5), (0, 0.1)):
         if rng.random() < probability:
             image1, image2, flow = (np.flip(view, axis) for view in (image1, image2, flow))
-            flow = flow * np.where(np.arange(2) == 1 - axis, -1, 1).astype(np.float32)
+            flow = flow * np.array([-1, 1] if axis == 1 else [1, -1], dtype=np.float32)
     top, left = int(rng.integers(size[1] - crop[0] + 1)), int(rng.integers(size[0] - crop[1] + 1))
     window = slice(top, top + crop[0]), slice(left, left + crop[1])
     return image1[window], image2[window], flow[window]
@@ -179,14 +179,14 @@ def resize_flow(flow: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         column, row = (np.minimum(((at + 0.5) * f).astype(np.int64), n - 1) for at, f, n in zip((x, y), factors, size))
         found[row, column] = flow[y, x] * factors
         return found
-    channels = [np.where(known, flow[..., i], 0) for i in (0, 1)]
+    channels = [np.where(known, flow[..., i], 0) for i in (0, 1)] + [~known]
     resized = [
         np.asarray(Image.fromarray(channel.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
-        for channel in (*channels, (~known).astype(np.float32))
+        for channel in channels
     ]
-    found = np.stack(resized[:2], axis=-1) * factors
-    found[resized[2] > 0] = np.inf
-    return found
+    dense: np.ndarray = np.stack(resized[:2], axis=-1) * factors
+    dense[resized[2] > 0] = np.inf
+    return dense
 
 
 # --- What changes colors, and the second camera's tilt ------------------------------------------------------

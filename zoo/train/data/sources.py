@@ -12,6 +12,8 @@ from zoo.scenes.render_torch import DrawnScenes
 from zoo.train.data.folder import ImageFolder
 from zoo.train.data.hub import HubImages
 from zoo.train.data.loading import ENDLESS
+from zoo.train.data.matching import TRUTHS
+from zoo.train.data.matching_pairs import MatchingPairs
 from zoo.train.data.pairs import ImagePairs
 from zoo.train.data.patterns import PatternImages
 from zoo.train.data.shards import ImageShards
@@ -20,8 +22,9 @@ from zoo.train.data.shards import ImageShards
 def make_source(settings: dict[str, Any], seed: int, sample: str) -> Any:
     """The map-style dataset that a recipe's `data` names. Raises RecipeError or DataError (ValueErrors).
 
-    sample: what each of its entries is to be, "pair" (image1, image2) or "image" (image, and label where there are
-    classes: then the source has `num_classes`, and `classes` if they have names), uint8 arrays (H, W, 3).
+    sample: what each of its entries is to be, "pair" (image1, image2), "stereo" or "flow" (also disparity or flow) or
+    "image" (image, and label where there are classes: then the source has `num_classes`, and `classes` if they have
+    names), uint8 arrays (H, W, 3).
     """
     settings = dict(settings)
     kind = settings.pop("source", None)
@@ -33,6 +36,7 @@ def make_source(settings: dict[str, Any], seed: int, sample: str) -> Any:
         ("images", "image"): _files(ImageFolder, "the folder of images"),
         ("datasets", "image"): _files(HubImages, "the data set's name or folder"),
         ("webdataset", "image"): _files(ImageShards, "the shards, such as 'train-{0000..1023}.tar'"),
+        **{("matching", task): _matching_pairs(task) for task in TRUTHS},
     }
     if (kind, sample) not in sources:
         known = [name for name, of in sources if of == sample]
@@ -85,6 +89,22 @@ def _files(source_cls: Any, what: str) -> Callable[[dict[str, Any], int], Any]:
         if settings.get("path") is None:
             raise RecipeError(f"This recipe trains on your images; name {what} with --data.")
         return source_cls(**settings)
+
+    return make
+
+
+def _matching_pairs(task: str) -> Callable[[dict[str, Any], int], MatchingPairs]:
+    def make(settings: dict[str, Any], seed: int) -> MatchingPairs:
+        known = inspect.signature(MatchingPairs).parameters.keys() - {"task"}
+        if unknown := sorted(settings.keys() - known):
+            raise RecipeError(
+                f"The recipe's data has unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}."
+            )
+        if settings.get("path") is None:
+            raise RecipeError(
+                f"This recipe trains on {task} pairs; name the folder of the data sets, or your list, with --data."
+            )
+        return MatchingPairs(task, **settings)
 
     return make
 

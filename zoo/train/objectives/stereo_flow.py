@@ -80,7 +80,7 @@ class _Matching(Objective):
 
     def check_held_out(self, source: Any, held_out: Any) -> None:
         self.held_out = getattr(held_out, "set_names", ("",))
-        self.figures = [f"{name} {what}" for name in self.held_out for what in ("pairs", *self.metrics)]
+        self.figures = [f"{name}/{what}" for name in self.held_out for what in ("pairs", *self.metrics)]
 
     def figures_of(self, sums: list[float], samples: int) -> dict[str, float]:
         """Means over the pairs of each set (pairs without a known pixel are left out), and over the sets."""
@@ -91,7 +91,7 @@ class _Matching(Objective):
             for name, total in zip(self.metrics, totals):
                 if pairs:
                     found[name].append(total / pairs)
-                    each[f"{set_name} {name}"] = total / pairs
+                    each[f"{set_name}/{name}"] = total / pairs
         means = {name: sum(values) / len(values) for name, values in found.items() if values}
         return means | (each if len(self.held_out) > 1 else {})
 
