@@ -46,14 +46,12 @@ def read_case(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def compute(path: str) -> dict[str, Tensor]:
     """All outputs and gradient norms of the golden case in the file `path`, computed by the zoo."""
-    from tests.golden_matching import matching_losses, tiles, training  # which takes its models from here
+    from tests.golden_matching import matching_losses, training  # which takes its models from here
 
     case, tensors = read_case(path)
     config = case["config"]
     if "steps" in config:
         return training(case, tensors)
-    if "tile_conf_mode" in config:
-        return tiles(config, tensors)
     if set(config) == {"task"}:
         return matching_losses(tensors)
     if "head" in config and "kind" not in config:

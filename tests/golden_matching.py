@@ -1,4 +1,4 @@
-"""Golden cases of stereo and flow, and of whole training runs: losses, metrics, optimizer steps, tiles.
+"""Golden cases of stereo and flow, and of whole training runs: losses, metrics, optimizer steps.
 
 See `tests.golden_cases.compute`, which asks these.
 """
@@ -100,22 +100,3 @@ def _recipe(about: str, steps: int) -> Recipe:
         schedule=dict(unit="epochs", warmup=warmup, length=length, stop=steps),
     )
     return parse_recipe(settings, "golden")
-
-
-def tiles(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A model over tiles: a large image, and a small one, which is enlarged."""
-    model = dense_model(config).eval()
-    load_weights(model, part_of(tensors, "weights."))
-    out = {}
-    for size in ("large", "small"):
-        images = [tensors[f"input.{size}{i}"] for i in (1, 2)]
-        dense = model.forward_tiled(
-            *images,
-            tile=tuple(config["img_size"]),
-            overlap=config["overlap"],
-            confidence=config["tile_conf_mode"].removeprefix("conf_"),
-        )
-        out[f"output.{size}.prediction"] = dense[:, :-1]
-        if size == "large":
-            out["output.large.confidence"] = dense[:, -1]
-    return out

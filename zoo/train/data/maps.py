@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 from zoo.errors import DataError
 from zoo.weights.files import atomic_writer
@@ -112,17 +113,29 @@ def _pfm_flow(path: Path) -> np.ndarray:
 
 def read_png(path: Path) -> np.ndarray:
     """A PNG as it is, uint8 or uint16, (H, W) or (H, W, channels)."""
-    from torchvision.io import ImageReadMode, decode_png, read_file  # Pillow halves the depth of 16-bit color
-
-    if not path.is_file():
-        raise FileNotFoundError(path)
     try:
-        image = decode_png(read_file(str(path)), ImageReadMode.UNCHANGED).numpy()
-    except RuntimeError as error:
-        raise DataError(
-            f"{path} is no PNG that can be read ({str(error).splitlines()[0]}); make the file anew."
-        ) from error
-    return image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
+        with Image.open(path, formats=["PNG"]) as image:
+            image.verify()  # every chunk's checksum: a decoder fills what is missing with zeros
+        with Image.open(path, formats=["PNG"]) as image:
+            if image.mode not in ("RGB", "RGBA"):
+                levels = np.array(image)
+                return levels.astype(np.uint16) if levels.dtype == np.int32 else levels
+        return _color_png(path)
+    except FileNotFoundError:
+        raise
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} is no PNG that can be read ({error}); make the file anew.") from error
+
+
+def _color_png(path: Path) -> np.ndarray:
+    try:
+        import cv2  # Pillow halves the depth of 16-bit color
+    except ImportError as error:
+        raise DataError(f"Reading {path} needs OpenCV; install it with pip install 'pretext-zoo[data]'.") from error
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise OSError("OpenCV can't decode it")
+    return image[..., 2::-1]  # OpenCV's channels are blue, green, red
 
 
 def _png_disparity(factor: float | None) -> Callable[[Path], np.ndarray]:

@@ -21,13 +21,6 @@ from zoo.train.objectives.objective import Objective, as_pixels
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CONFIDENCE_MODES = {
-    "laplacian": "conf_expbeta3",
-    "laplacian_bounded": "conf_expsigmoid_10_5",
-    "laplacian_bounded2": "conf_expsigmoid_15_3",
-}
-"""By loss how its confidence weighs overlapping tiles, under the reference's names."""
-
 
 class _Matching(Objective):
     """Base of what trains a dense two-image model on pairs whose displacement is known.
