@@ -54,7 +54,9 @@ def compute(path: str) -> dict[str, Tensor]:
         return training(case, tensors)
     if set(config) == {"task"}:
         return matching_losses(tensors)
-    if "head" in config and "kind" not in config:
+    if "tile_conf_mode" in config:
+        family = "croco_tiles"
+    elif "head" in config and "kind" not in config:
         family = "croco_dense"
     else:  # the longest name that fits: fast_itpn, convmae, croco
         family = max((name for name in _FAMILIES if case["name"].startswith(name)), key=len)
@@ -144,7 +146,7 @@ def _croco(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tens
     return {key: value.detach() for key, value in out.items()} | _gradnorms(model, loss)
 
 
-def dense_model(config: dict[str, Any]) -> DensePairModel:
+def dense_model(config: dict[str, Any], **args: Any) -> DensePairModel:
     """The case's dense two-image model, with random weights."""
     head = config["head"]
     return DensePairModel(
@@ -154,6 +156,7 @@ def dense_model(config: dict[str, Any]) -> DensePairModel:
         feature_dim=head["feature_dim"],
         last_dim=head["last_dim"],
         **pair_args(config),
+        **args,
     )
 
 
@@ -162,6 +165,20 @@ def _croco_dense(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str
     load_weights(model, part_of(tensors, "weights."))
     dense = model(tensors["input.img1"], tensors["input.img2"])
     return {"output.dense": dense.detach()} | _gradnorms(model, dense.square().mean())
+
+
+def _croco_tiles(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    tiling = dict(tile_overlap=config["overlap"], tile_confidence=config["tile_conf_mode"])
+    model = dense_model(config, tile_size=config["img_size"], **tiling).eval()
+    load_weights(model, part_of(tensors, "weights."))
+    large, small = (
+        model.forward_tiled(tensors[f"input.{size}1"], tensors[f"input.{size}2"]) for size in ("large", "small")
+    )
+    return {
+        "output.large.prediction": large[:, :-1],
+        "output.large.confidence": large[:, -1],
+        "output.small.prediction": small[:, :-1],
+    }
 
 
 def _grid(size: int | list[int], patch: int = 16) -> tuple[int, int]:
@@ -443,6 +460,7 @@ _FAMILIES: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], dict[str, Ten
     "convmae": _convmae,
     "croco": _croco,
     "croco_dense": _croco_dense,
+    "croco_tiles": _croco_tiles,
     "dust3r": _pointmaps,
     "fast_itpn": _fast_itpn,
     "hivit": _hivit,

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import timm
 import torch
 
-from tools.cards.wording import TILING
 from zoo.catalog import Variant
 from zoo.models._masked import MaskedAutoencoder
 from zoo.models.itpn import ITPNClip
@@ -160,7 +159,7 @@ def read(path):
 left, right = read("left.jpg"), read("right.jpg"){"  # a rectified pair" if channels == 2 else ""}
 with torch.inference_mode():
     dense = model(left{crop}, right{crop})  # 1, {channels}, {height}, {width}: of a crop
-    whole = model.forward_tiled(left, right, {TILING[channels]})  # the same for images of any larger size"""
+    whole = model.forward_tiled(left, right)  # the same for images of any size"""
 
 
 def hub_lines(variant: Variant) -> str:

@@ -39,11 +39,14 @@ def introduction(variant: Variant) -> str:
 def usage(variant: Variant) -> str:
     parts = [timm_lines(variant)]
     if variant.form == "dense":
+        height, width = variant.args["tile_size"]
         parts.append(
             f"The result's channels are {CHANNELS[variant.args['out_chans']]}. The last one, which the reference calls "
-            "confidence, grows with the expected error: the larger, the less sure. `forward_tiled` cuts images that "
-            "are larger than the training crops into overlapping tiles and averages these, less sure pixels weighing "
-            "less; `overlap=0.9` is slower than the default of 0.7 and what the authors' submissions used."
+            "confidence, grows with the expected error: the larger, the less sure. `forward_tiled` cuts images into "
+            f"tiles of the training crop, {height}x{width} pixels, and averages these, less sure pixels weighing less; "
+            "smaller images are enlarged for it. Tiles overlap by "
+            f"{variant.args['tile_overlap']:g} of their size, as in the authors' evaluation; `overlap=0.7`, as in "
+            "their demo, is faster."
         )
     if variant.form == "binocular":
         parts.append(

@@ -89,9 +89,6 @@ CHANNELS = {
 }
 """What the dense forms' channels are, by their number."""
 
-TILING = {2: "beta=30, scale=10", 3: "beta=10, scale=5"}
-"""The reference's weighting of tiles for stereo and for flow."""
-
 PREDICTIONS = {
     "right": "**the model, with the true second view**",
     "wrong": "the model, with a view of another place",

@@ -50,6 +50,9 @@ _BASE = dict(embed_dim=768, depth=12, num_heads=12)
 _LARGE = dict(embed_dim=1024, depth=24, num_heads=16)
 _SMALL_DECODER = dict(decoder_dim=512, decoder_depth=8, decoder_num_heads=16)
 _BASE_DECODER = dict(decoder_dim=768, decoder_depth=12, decoder_num_heads=12)
+# The crops that the authors fine-tuned with and evaluated by, in the reference's stereoflow/README.MD and train.py.
+_STEREO_TILES = dict(tile_size=(352, 704), tile_overlap=0.9, tile_confidence="conf_expsigmoid_15_3")
+_FLOW_TILES = dict(tile_size=(320, 384), tile_overlap=0.9, tile_confidence="conf_expsigmoid_10_5")
 _SINCOS = dict(pos_embed="sincos")
 _ROPE = dict(pos_embed="rope")
 
@@ -264,7 +267,7 @@ CROCO = (
         family="croco",
         form="dense",
         description="CroCo-Stereo: CroCo v2 large with a DPT head for disparity (pixels) and its confidence",
-        args={**_LARGE, **_ROPE, **_BASE_DECODER, "out_chans": 2},
+        args={**_LARGE, **_ROPE, **_BASE_DECODER, "out_chans": 2, **_STEREO_TILES},
         parameters=437_417_890,
         license=_CROCO_LICENSE,
         paper=CROCO_V2_PAPER,
@@ -278,11 +281,11 @@ CROCO = (
         family="croco",
         form="dense",
         description="CroCo-Flow: CroCo v2 large with a DPT head for optical flow (x, y in pixels) and its confidence",
-        args={**_LARGE, **_ROPE, **_BASE_DECODER, "out_chans": 3},
+        args={**_LARGE, **_ROPE, **_BASE_DECODER, "out_chans": 3, **_FLOW_TILES},
         parameters=437_417_923,
         license=_CROCO_LICENSE,
         paper=CROCO_V2_PAPER,
-        input_size=(3, 352, 704),
+        input_size=(3, 320, 384),
         sources=(Source("url", _CROCO_URL + "StereoFlow_models/crocoflow.pth"),),
         training="Fine-tuned for optical flow from CroCo v2 large.",
         metrics=_SINTEL,

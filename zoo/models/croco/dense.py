@@ -14,6 +14,14 @@ from zoo.errors import ImageError
 from zoo.layers.dpt import DPTHead
 from zoo.models._masked import Grid
 from zoo.models.croco.pair import PairModel, pair_rules
+from zoo.models.croco.tiles import (
+    FLOW_CONFIDENCE,
+    NO_CONFIDENCE,
+    STEREO_CONFIDENCE,
+    check_tiles,
+    tile_starts,
+    tile_weight,
+)
 from zoo.weights import Alias, Drop, KeyRules, Rename
 
 
@@ -27,12 +35,18 @@ def dpt_hooks(encoder_depth: int, decoder_depth: int = 0) -> tuple[int, int, int
     return last - 3 * step, last - 2 * step, last - step, last
 
 
+_CONFIDENCES = {2: STEREO_CONFIDENCE, 3: FLOW_CONFIDENCE}
+
+
 class DensePairModel(PairModel):
     """Encoder, two-image decoder and a DPT head: a dense map of image 1 from a pair of images.
 
     out_chans: CroCo-Stereo has 2 (disparity in pixels, confidence), CroCo-Flow 3 (x and y in pixels,
     confidence). hooks: which four blocks of `forward_intermediates` the head reads. unit: pixels to a unit of the
     head's disparity or flow, 1 in the published models; a larger one lets a fresh head reach far displacements soon.
+    tile_size, tile_overlap, tile_confidence: what `forward_tiled` does by default: tiles of the training crop (by
+    default `img_size`), overlapping by the 0.9 of the authors' published figures, weighed as CroCo-Stereo's with 2
+    channels, CroCo-Flow's with 3, and plainly with other numbers, whose channels have no confidence among them.
     A PairModel's weights load too, reference or ours: then the head starts at random, to be fine-tuned.
     """
 
@@ -46,6 +60,9 @@ class DensePairModel(PairModel):
         feature_dim: int = 256,
         last_dim: int = 32,
         unit: float = 1.0,
+        tile_size: Grid | None = None,
+        tile_overlap: float = 0.9,
+        tile_confidence: str | None = None,
         device=None,
         dtype=None,
         **pair_args: Any,
@@ -57,6 +74,11 @@ class DensePairModel(PairModel):
         # the head's maps have 8 times the patch grid's resolution: what is left to the images'
         upsample = 2 if self.patch_size % 8 else self.patch_size // 8
         self.dense = DPTHead(dims, out_chans, layer_dims, feature_dim, last_dim, device, dtype, upsample)
+        height, width = tile_size or self.encoder.patch_embed.img_size
+        self.tile_size: Grid = (height, width)
+        self.tile_overlap = tile_overlap
+        self.tile_confidence = tile_confidence or _CONFIDENCES.get(out_chans, NO_CONFIDENCE)
+        check_tiles(self.tile_size, self.tile_overlap, self.tile_confidence)
 
     def forward(self, img1: Tensor, img2: Tensor) -> Tensor:  # type: ignore[override]
         """Two images (B, C, H, W) -> B, out_chans, H, W: the confidence is the last channel."""
@@ -73,30 +95,37 @@ class DensePairModel(PairModel):
         self,
         img1: Tensor,
         img2: Tensor,
-        tile: Grid = (352, 704),
-        overlap: float = 0.7,
-        beta: float = 30.0,
-        scale: float | None = 10.0,
+        tile: Grid | None = None,
+        overlap: float | None = None,
+        confidence: str | None = None,
     ) -> Tensor:
-        """Large images by overlapping tiles of `tile` pixels, averaged by confidence (CroCo v2, section 4).
+        """Images of any size (B, C, H, W) by overlapping tiles, averaged by confidence (CroCo v2, section 4).
 
-        A pixel weighs exp(-2 beta (sigmoid(conf / scale) - 0.5)): the reference's conf_expsigmoid_<beta>_<scale>,
-        30 and 10 for stereo, 10 and 5 for flow; with scale None exp(-beta conf), its conf_expbeta. The last
-        channel of the result is the weighted mean of the confidences. Images (B, C, H, W), at least a tile large.
+        tile: their height and width in pixels. overlap: the share of a tile that its neighbor repeats; more is slower
+        and better. confidence: what a pixel weighs (see `tile_weight`). By default all three are the model's own,
+        which for published weights are those that the authors evaluated them with.
+        Images with a side smaller than a tile are enlarged (bicubic), and the result is brought back: its size, and
+        its values, which are distances in pixels. Returns B, out_chans, H, W; the last channel is the weighted mean of
+        the confidences. Raises ImageError for settings or images that don't fit.
         """
+        tile = tile or self.tile_size
+        overlap = self.tile_overlap if overlap is None else overlap
+        confidence = confidence or self.tile_confidence
+        check_tiles(tile, overlap, confidence)
+        if img1.shape != img2.shape:
+            raise ImageError(
+                f"Both images are cut into the same tiles, but one is {list(img1.shape)} and the other "
+                f"{list(img2.shape)}; bring them to one size."
+            )
         height, width = img1.shape[-2:]
         if height < tile[0] or width < tile[1]:
-            raise ImageError(
-                f"Images of {height}x{width} pixels are smaller than a tile of {tile[0]}x{tile[1]}; "
-                "call the model itself, or choose a smaller tile."
-            )
+            return self._forward_enlarged(img1, img2, tile, overlap, confidence)
         total = weight_sum = None
-        for top in _tile_starts(height, tile[0], overlap):
-            for left in _tile_starts(width, tile[1], overlap):
+        for top in tile_starts(height, tile[0], overlap):
+            for left in tile_starts(width, tile[1], overlap):
                 window = (..., slice(top, top + tile[0]), slice(left, left + tile[1]))
                 dense = self(img1[window], img2[window]).float()
-                conf = dense[:, -1:]
-                weight = torch.exp(-2 * beta * ((conf / scale).sigmoid() - 0.5) if scale else -beta * conf)
+                weight = tile_weight(dense, confidence)
                 if total is None or weight_sum is None:
                     total = dense.new_zeros(len(dense), dense.shape[1], height, width)
                     weight_sum = dense.new_zeros(len(dense), 1, height, width)
@@ -105,11 +134,25 @@ class DensePairModel(PairModel):
         assert total is not None and weight_sum is not None  # there is at least one tile
         return total / weight_sum
 
+    def _forward_enlarged(self, img1: Tensor, img2: Tensor, tile: Grid, overlap: float, confidence: str) -> Tensor:
+        """`forward_tiled` of images with a side smaller than a tile.
 
-def _tile_starts(length: int, tile: int, overlap: float) -> list[int]:
-    """Evenly spread first pixels of tiles that cover `length` and overlap by at least the share `overlap`."""
-    count = 1 + math.ceil((length - tile) / (tile * (1 - overlap)))
-    return [round(i * (length - tile) / max(1, count - 1)) for i in range(count)]
+        The reference's factor divides the tile's height by the image's WIDTH, which shrinks wide, low images and then
+        fails; where it works, on images no wider than the tile's shape asks for, this is the same factor.
+        """
+        height, width = img1.shape[-2:]
+        factor = max(tile[1] / width, tile[0] / height)
+        size = max(round(height * factor), tile[0]), max(round(width * factor), tile[1])
+
+        def resize(image: Tensor, size: Grid) -> Tensor:
+            return F.interpolate(image, size=size, mode="bicubic", align_corners=False)
+
+        dense = self.forward_tiled(resize(img1, size), resize(img2, size), tile, overlap, confidence)
+        dense = resize(dense, (height, width))
+        values = dense.shape[1] - (confidence != NO_CONFIDENCE)
+        for channel, scale in zip(range(values), (width / size[1], height / size[0])):  # x, y
+            dense[:, channel] *= scale
+        return dense
 
 
 DensePairModel.layouts = {
