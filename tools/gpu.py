@@ -15,6 +15,7 @@ Needs the package's dependencies and its extras train and eval; says at once whi
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -208,10 +209,8 @@ def _work(lab: Lab, stage: Stage, log: Path) -> None:
 
 
 def _signal_group(process: Any, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -260,9 +259,7 @@ def main() -> None:
     logs = scratch / "logs"
     logs.mkdir(parents=True, exist_ok=True)
 
-    import torch  # before the stages are forked: they then needn't import it
-
-    import zoo  # noqa: F401
+    import zoo  # noqa: F401  (before the stages are forked: they then needn't import torch and timm)
 
     device = "cpu" if args.tiny else "cuda"
     about = machine(device)

@@ -7,7 +7,6 @@ card in the same run. Everything is measured on random data.
 from __future__ import annotations
 
 import copy
-import json
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ from zoo.layers.masking import take_tokens
 from zoo.models.compiling import compile_blocks
 from zoo.scenes.render import SceneConfig, sample_scene
 from zoo.scenes.render_torch import SceneBatch, draw_batch, render_in_torch, render_views_in_torch
-from zoo.train import engine
+from zoo.train import build
 from zoo.train.recipe import Recipe, load_recipe
 
 BF16 = torch.bfloat16
@@ -124,7 +123,9 @@ def ceilings(lab: Lab) -> None:
 
 def _ceiling(lab: Lab) -> float:
     """The bf16 matrix rate: stage a's, or measured now."""
-    found = [row["tflop_s"] for row in rows_of(lab.output) if row["name"] == "matrix product, bf16" and "tflop_s" in row]
+    found = [
+        row["tflop_s"] for row in rows_of(lab.output) if row["name"] == "matrix product, bf16" and "tflop_s" in row
+    ]
     return found[-1] if found else matrix_rate(lab)
 
 
@@ -183,8 +184,10 @@ def forwards(lab: Lab) -> None:
     """Weights and images in bf16, images of the size that a model is made for; of two-image models pairs."""
     ceiling = _ceiling(lab)
     names = TINY_FORWARDS if lab.tiny else FORWARDS
-    main, others = (2, (1,)) if lab.tiny else (64, (1, 8, 256))
+    main, others = (2, ()) if lab.tiny else (64, (1, 8, 256))
     models: dict[str, nn.Module] = {}
+    compiled: dict[str, nn.Module] = {}
+    work: dict[str, float] = {}
 
     def model_of(name: str, how: str) -> nn.Module:
         if name not in models:
@@ -192,12 +195,9 @@ def forwards(lab: Lab) -> None:
                 models[name] = timm.create_model(names[name]).to(BF16).eval()
         if how != "compiled":
             return models[name]
-        if (name, how) not in compiled:
-            compiled[name, how] = compile_blocks(copy.deepcopy(models[name]), _backend(lab))
-        return compiled[name, how]
-
-    compiled: dict[tuple[str, str], nn.Module] = {}
-    work: dict[str, float] = {}
+        if name not in compiled:
+            compiled[name] = compile_blocks(copy.deepcopy(models[name]), _backend(lab))
+        return compiled[name]
 
     def measure(name: str, how: str, batch: int) -> dict[str, Any]:
         model = model_of(name, how)
@@ -215,7 +215,7 @@ def forwards(lab: Lab) -> None:
             run()
             _wait(lab.device)
             first = time.perf_counter() - begun
-            took = seconds_of(run, lab.device, budget=0.4)
+            took = seconds_of(run, lab.device, budget=0.2 if lab.tiny else 0.4)
         rate = work[name] * batch / took
         return dict(per_second=batch / took, ms=1e3 * took, share=rate / ceiling, first_s=first, **_gib(lab))
 
@@ -293,14 +293,12 @@ def steps(lab: Lab) -> None:
         for rank, how in enumerate(ways)
     ]
     work: dict[str, float] = {}
-    for rank, name, size, how in sorted(cells, key=lambda cell: cell[0] // 2):  # the first two ways of all of them first
+    for _, name, size, how in sorted(cells, key=lambda cell: cell[0] // 2):  # the first two ways of all come first
         needs = (20 if "compiled" in how else 5) if not lab.tiny else 0
         lab.attempt(name, partial(_measure_step, lab, name, size, how, ceiling, work), needs, how=how, batch=size)
 
 
-def _measure_step(
-    lab: Lab, name: str, size: int, how: str, ceiling: float, work: dict[str, float]
-) -> dict[str, Any]:
+def _measure_step(lab: Lab, name: str, size: int, how: str, ceiling: float, work: dict[str, float]) -> dict[str, Any]:
     device = _fill(lab)
     recipe = load_recipe(name, {"batch_size": size})
     objective = _objective(recipe, device)
@@ -308,10 +306,11 @@ def _measure_step(
     if "dense" in how:
         objective.model.sparse = False
         objective.forward = partial(_dense_loss, objective)
-    step = training_step(objective, engine.make_optimizer(recipe, objective), device)
-    if name not in work or "dense" in how:
-        few = {key: value[: 8 if size > 8 else size] for key, value in batch.items()}
-        work[name + how[:5] * ("dense" in how)] = teraflop(lambda: step(few)) * size / len(next(iter(few.values())))
+    step = training_step(objective, build.make_optimizer(recipe, objective), device)
+    kind = name + (", dense" if "dense" in how else "")
+    if kind not in work:
+        few = {key: value[: min(8, size)] for key, value in batch.items()}
+        work[kind] = teraflop(lambda: step(few)) * size / min(8, size)
     if "checkpointed" in how:
         objective.model.set_grad_checkpointing(True)
     if "channels-last" in how:
@@ -322,19 +321,21 @@ def _measure_step(
     step(batch)
     _wait(device)
     first = time.perf_counter() - begun
-    took = seconds_of(lambda: step(batch), device, budget=1.5)
-    done = work[name + how[:5] * ("dense" in how)]
-    return dict(per_second=size / took, ms=1e3 * took, mfu=done / took / ceiling, tflop=done, first_s=first, **_gib(lab))
+    took = seconds_of(lambda: step(batch), device, budget=0.1 if lab.tiny else 1.5)
+    rate = work[kind] / took
+    return dict(per_second=size / took, ms=1e3 * took, mfu=rate / ceiling, tflop=work[kind], first_s=first, **_gib(lab))
 
 
 def _source(recipe: Recipe) -> Any:
-    return engine.make_source(recipe) if recipe.data["source"] == "scenes" else RandomImages("pair" in recipe.model or "dec" in recipe.model)
+    if recipe.data["source"] == "scenes":
+        return build.make_source(recipe)
+    return RandomImages(pairs=build.objective_class(recipe).sample == "pair")
 
 
 def _objective(recipe: Recipe, device: str) -> Any:
     with torch.device(device):
         model = timm.create_model(recipe.model, **recipe.model_args)
-    return engine.make_objective(recipe, _source(recipe), model).to(device).train()
+    return build.make_objective(recipe, _source(recipe), model).to(device).train()
 
 
 def _dense_loss(objective: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -362,16 +363,18 @@ def training_step(objective: Any, optimizer: torch.optim.Optimizer, device: str)
 
 def scenes(lab: Lab) -> None:
     """Pairs a second: rendered on the device, with and without their geometry, and drawn by processes of the CPU."""
-    count = 16 if lab.tiny else 512
+    count = 4 if lab.tiny else 512
     for size in (32,) if lab.tiny else (64, 128):
         config = SceneConfig(image_size=size)
         drawn = draw_batch(config, 0, range(min(count, 64)))
         batch = SceneBatch(*(x.repeat(-(-count // len(x)), *[1] * (x.ndim - 1))[:count].to(lab.device) for x in drawn))
         for name, render in (("rendered", render_views_in_torch), ("rendered with geometry", render_in_torch)):
 
-            def measure(render: Any = render, config: SceneConfig = config, batch: SceneBatch = batch) -> dict[str, Any]:
+            def measure(
+                render: Any = render, config: SceneConfig = config, batch: SceneBatch = batch
+            ) -> dict[str, Any]:
                 _fill(lab)
-                took = seconds_of(lambda: render(config, batch), lab.device)
+                took = seconds_of(lambda: render(config, batch), lab.device, budget=0.5)
                 return dict(pairs_per_second=count / took, **_gib(lab))
 
             lab.attempt(f"{name}, {size}x{size}", measure, batch=count)
