@@ -158,7 +158,9 @@ def _deviation(path: Path, device: str, precision: str) -> dict[str, Any]:
         if key.startswith("gradnorm."):
             if want.item() > 1e-7:  # else it is of what has no influence
                 worst["gradients"] = max(worst["gradients"], relative)
-        elif key.startswith(("output.after.", "output.batch.", "output.dataset.")) or want.ndim == 1 and len(want) > 1:
+        elif key.startswith(("output.after.", "output.batch.", "output.dataset.")) or (
+            want.ndim == 1 and len(want) > 1
+        ):
             worst["runs"] = max(worst["runs"], relative)
         elif key.startswith("output.loss"):
             worst["losses"] = max(worst["losses"], relative)
