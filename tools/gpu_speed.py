@@ -25,7 +25,7 @@ from tests.golden_cases import compute, read_case
 from tools.gpu import ROOT, Lab, rows_of
 from zoo.layers.masking import take_tokens
 from zoo.models.compiling import compile_blocks
-from zoo.scenes.render import SceneConfig, sample_scene
+from zoo.scenes import SceneConfig, sample_scene
 from zoo.scenes.render_torch import SceneBatch, draw_batch, render_in_torch, render_views_in_torch
 from zoo.train import build
 from zoo.train.recipe import Recipe, load_recipe

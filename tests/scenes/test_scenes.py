@@ -13,6 +13,7 @@ from PIL import Image
 
 from zoo.errors import DataError, RecipeError
 from zoo.scenes import SceneConfig, ScenePair, ScenePairs, render_pair, sample_scene
+from zoo.scenes.photos import SKIMAGE, texture_files
 
 CONFIG = SceneConfig()
 
@@ -197,6 +198,59 @@ def test_bad_texture_folders(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="broken.png"):
         render_pair(replace(CONFIG, textures=str(tmp_path / ".")), 0, 0)
+
+
+def test_rectified_pairs_differ_along_x_by_their_disparity():
+    config = replace(CONFIG, rectified=True, displacement=(0.1, 0.3))
+    overlap, moved = [], []
+    for index in range(20):
+        pair = render_pair(config, 3, index)
+        np.testing.assert_allclose(pair.pose[:3, :3], np.eye(3), atol=1e-6)
+        np.testing.assert_allclose(pair.pose[1:3, 3], 0, atol=1e-5)
+        assert pair.pose[0, 3] < 0, "camera 2 stands to the right"
+        assert np.abs(pair.flow[..., 1]).max() < 1e-3
+        np.testing.assert_allclose(pair.disparity, -pair.flow[..., 0], atol=1e-3)
+        exact = -pair.pose[0, 3].astype(np.float64) * pair.intrinsics[0, 0] / pair.depth1
+        np.testing.assert_allclose(pair.disparity, exact, rtol=1e-6)
+        overlap.append(pair.covisible.mean())
+        moved.append(np.median(pair.disparity[pair.covisible]) / 64)
+    assert np.min(overlap) > 0.35 and np.median(overlap) > 0.6
+    assert np.min(moved) > 0.03 and 0.1 < np.median(moved) < 0.3
+
+
+def test_points_of_both_views_are_the_same_place(pairs):
+    """View 2's points, seen from camera 2, have its depth and its pixels; co-visible ones are view 1's."""
+    for pair in pairs[:10]:
+        x, y = _targets(pair)
+        ray = pair.points1 / pair.points1[..., 2:]
+        np.testing.assert_allclose(pair.points1[..., 2], pair.depth1, rtol=1e-6)
+        np.testing.assert_allclose(ray[..., 0] * pair.intrinsics[0, 0] + 32, np.mgrid[:64, :64][1] + 0.5, atol=1e-3)
+        again = pair.points2 @ pair.pose[:3, :3].T + pair.pose[:3, 3]
+        np.testing.assert_allclose(again[..., 2], pair.depth2, rtol=1e-4)
+        mask = pair.covisible
+        found = _sample(pair.points2, x[mask], y[mask])
+        near = np.linalg.norm(found - pair.points1[mask], axis=-1) < 0.05 * pair.depth1[mask]
+        assert near.mean() > 0.8  # the others are next to an edge
+
+
+def test_truths_come_as_asked_for():
+    config = replace(CONFIG, rectified=True)
+    pair = render_pair(config, 7, 4)
+    item = ScenePairs(config, seed=7, truths=("disparity", "points2")).changed(displacement=CONFIG.displacement)[4]
+    assert list(item) == ["image1", "image2", "disparity", "points2"]
+    np.testing.assert_array_equal(item["disparity"], pair.disparity)
+    np.testing.assert_array_equal(item["points2"], pair.points2)
+    with pytest.raises(RecipeError, match="set rectified"):
+        ScenePairs(CONFIG, truths=("disparity",))
+    with pytest.raises(RecipeError, match="don't come with colour"):
+        ScenePairs(CONFIG, truths=("colour",))
+
+
+def test_photos_of_scikit_image():
+    pytest.importorskip("skimage")
+    pair, plain = (render_pair(replace(CONFIG, textures=name), 0, 0) for name in (SKIMAGE, None))
+    assert 0.1 < (pair.img1 != plain.img1).any(-1).mean() < 0.9
+    assert not any("motorcycle" in path.name for path in texture_files(SKIMAGE)), "what models are measured on"
 
 
 def test_dataset(pairs):

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from zoo.errors import RecipeError
 from zoo.scenes import SceneConfig, SceneImages, ScenePairs, render_pair
+from zoo.scenes.device import DrawnScenes, NumberedScenes
 from zoo.scenes.render_torch import (
-    DrawnScenes,
     SceneBatch,
     ScenePairBatch,
     draw_batch,
@@ -29,8 +31,12 @@ CONFIG = SceneConfig()
 
 @pytest.mark.parametrize(
     "config",
-    [CONFIG, SceneConfig(image_size=(24, 40), supersample=2, displacement=(0.15, 0.3), texture_scale=(0.05, 0.1))],
-    ids=["default", "supersampled"],
+    [
+        CONFIG,
+        SceneConfig(image_size=(24, 40), supersample=2, displacement=(0.15, 0.3), texture_scale=(0.05, 0.1)),
+        SceneConfig(image_size=(24, 40), rectified=True),
+    ],
+    ids=["default", "supersampled", "rectified"],
 )
 @pytest.mark.parametrize("way", [render, render_in_torch])
 def test_same_scenes_as_numpy(config: SceneConfig, way: Callable[[SceneConfig, SceneBatch], ScenePairBatch]) -> None:
@@ -47,6 +53,28 @@ def test_same_scenes_as_numpy(config: SceneConfig, way: Callable[[SceneConfig, S
     flow = np.stack([pair.flow for pair in pairs]).transpose(0, 3, 1, 2)
     assert np.mean(np.abs(got.flow.numpy() - flow) > 1e-2) < 1e-3
     assert np.mean(got.covisible.numpy() != np.stack([pair.covisible for pair in pairs])) < 1e-3
+    truths = got.truths(("flow", "points1", "points2", "depth2", "intrinsics", "pose", "covisible"))
+    if config.rectified:
+        truths |= got.truths(("disparity",))
+    for name, found in truths.items():
+        want = np.stack([getattr(pair, name) for pair in pairs])
+        assert found.shape == want.shape
+        assert np.mean(np.abs(found.numpy() - want.astype(np.float32)) > 1e-2) < 1e-3, name
+
+
+def test_photos_are_put_where_numpy_puts_them(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(256, size=(2, 300, 200, 3), dtype=np.uint8)
+    for i, image in enumerate(noise):
+        Image.fromarray(image).resize((400, 600)).save(tmp_path / f"{i}.png")
+    config = replace(CONFIG, textures=str(tmp_path))
+    count = 8
+    images, _ = render_views_in_torch(config, draw_batch(config, 7, range(count)))
+    pairs = [render_pair(config, 7, index) for index in range(count)]
+    want = np.stack([np.stack((pair.img1, pair.img2)) for pair in pairs]).transpose(0, 1, 4, 2, 3)
+    off = np.abs(images.numpy().astype(int) - want)
+    assert np.mean(off > 1) < 1e-3, "pixels at edges, and where two levels of detail meet"
+    plain, _ = render_views_in_torch(CONFIG, draw_batch(CONFIG, 7, range(count)))
+    assert (images != plain).float().mean() > 0.2
 
 
 @pytest.mark.parametrize("way", [render_views, render_views_in_torch])
@@ -87,12 +115,9 @@ def test_training_batches_are_those_of_the_workers() -> None:
 
 
 def test_impossible_settings() -> None:
-    pairs = ScenePairs(CONFIG)
-    pairs.config = replace(CONFIG, textures="anything")
-    with pytest.raises(RecipeError, match=r"leave out data\.render"):
-        DrawnScenes(pairs)
     for settings, message in (
         ({"data.render": "moon"}, "choose workers or device"),
+        ({"data.draw": "device"}, "the device for rendering what it draws"),
         ({"data.render": "device", "objective.crop": 64}, r"leave out objective\.crop"),
     ):
         recipe = load_recipe("croco_nano", settings)
@@ -103,7 +128,7 @@ def test_impossible_settings() -> None:
 def test_changed_scenes_keep_the_rest() -> None:
     easy = dict(displacement=(0.02, 0.04), texture_scale=(1.0, 1.5))
     pairs = ScenePairs(CONFIG, seed=3, length=9)
-    for make in (lambda pairs: pairs, DrawnScenes, SceneImages):
+    for make in (lambda pairs: pairs, DrawnScenes, NumberedScenes, SceneImages):
         source, want, got = make(pairs), make(pairs.changed(**easy)), make(pairs).changed(**easy)
         assert len(got) == 9 and all(np.array_equal(got[4][key], want[4][key]) for key in got[4])
         assert any(not np.array_equal(got[4][key], source[4][key]) for key in got[4])

@@ -183,11 +183,13 @@ def flow(pair: PairModel, config: SceneConfig, sizes: Sizes, precision: str) -> 
 
 
 def end_point_error(model: FlowModel, scenes: Any, precision: str = "fp32") -> Tensor:
-    """(B, H, W), in pixels, float32."""
+    """(B, H, W), in pixels, float32; what it is where the views don't show the same means nothing."""
     img1, img2 = (to_input(scenes.images[:, view], model.pair) for view in (0, 1))
     with torch.autocast(img1.device.type, torch.bfloat16, enabled=precision == "bf16"):
         found = model(img1, img2)
-    return (found.float() - scenes.flow).norm(dim=1)
+    # unknown flow is infinite: it must not reach the gradient
+    truth = torch.where(scenes.covisible[:, None], scenes.flow, 0)
+    return (found.float() - truth).norm(dim=1)
 
 
 def furnished_rooms(config: SceneConfig, seed: int, count: int) -> tuple[Tensor, np.ndarray]:

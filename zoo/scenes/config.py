@@ -16,7 +16,11 @@ class SceneConfig:
             of the image width. A pair's wish is uniform in it, and met but for a few pairs of odd geometry.
         texture_scale: range of the textures' dominant wavelength, as a fraction of the image width when seen
             at the median depth of the scene. Coarser is easier to match.
-        textures: a folder (searched recursively) of images, put on about half of the surfaces.
+        textures: a folder (searched recursively) of images, put on about half of the surfaces; or "scikit-image",
+            the photos that come with that package and are free for any use.
+        rectified: the second camera is moved along camera 1's x axis only, to the right, so the pair is one of a
+            stereo camera's: rows match rows, and what moves does so by its disparity. The displacement is then that
+            disparity; where a camera can't stand so far away, it is nearer.
     """
 
     image_size: tuple[int, int] | int = 64
@@ -24,6 +28,7 @@ class SceneConfig:
     displacement: tuple[float, float] = (0.03, 0.2)
     texture_scale: tuple[float, float] = (0.12, 0.35)
     textures: str | None = None
+    rectified: bool = False
 
     def __post_init__(self) -> None:
         if min(self.height, self.width, self.supersample) < 1:

@@ -10,10 +10,11 @@ from zoo.scenes.rays import first_hit, project, visible
 from zoo.scenes.rigid import camera_motion, facing, move_points, random_rotations, rigid_matrix, rotation_matrix
 from zoo.scenes.scene import BALLS, BOXES, NOISE_CELLS, SURFACES, Scene, Solids, Surfaces
 
-_PROBE_SIDE = 12  # probe rays per image side, which place the second camera
-_MIN_OVERLAP = 0.65  # least share of co-visible probe rays
-_MOTIONS = 8  # motions tried for the second camera of a scene
-_CLEARANCE = 0.3  # scene units that the cameras keep from walls and objects
+PROBE_SIDE = 12  # probe rays per image side, which place the second camera
+MIN_OVERLAP = 0.65  # least share of co-visible probe rays
+MOTIONS = 8  # motions tried for the second camera of a scene
+SHRINKING = 0.75  # of a stereo camera's displacement from one motion that is tried to the next
+CLEARANCE = 0.3  # scene units that the cameras keep from walls and objects
 
 
 def sample_scene(config: SceneConfig, seed: int, index: int) -> Scene:
@@ -75,7 +76,7 @@ def _sample_solids(rng: np.random.Generator, room: np.ndarray, camera: np.ndarra
     used = np.concatenate(
         [np.arange(BOXES) < rng.integers(3, BOXES + 1), np.arange(BALLS) < rng.integers(1, BALLS + 1)]
     )
-    used &= np.linalg.norm(centers - eye, axis=1) > np.linalg.norm(half_sizes, axis=1) + 2 * _CLEARANCE
+    used &= np.linalg.norm(centers - eye, axis=1) > np.linalg.norm(half_sizes, axis=1) + 2 * CLEARANCE
     return Solids(
         centers=np.concatenate([np.zeros((1, 3)), centers]).astype(np.float32),
         rotations=np.concatenate([np.eye(3)[None], turns]).astype(np.float32),
@@ -91,25 +92,30 @@ def _sample_motion(
 
     A motion is a direction of translation and a rotation in proportion; its length follows from the wished
     displacement, measured on a grid of probe rays. The first motion with enough overlap is taken, else the
-    one with most.
+    one with most. Motions of a stereo camera differ in the displacement alone, which shrinks from one to the next.
     """
     wish = rng.uniform(*config.displacement)
     aspect = config.height / config.width
-    ticks = (np.arange(_PROBE_SIDE) + 0.5) / _PROBE_SIDE - 0.5
+    ticks = (np.arange(PROBE_SIDE) + 0.5) / PROBE_SIDE - 0.5
     x, y = (grid.ravel() / focal for grid in np.meshgrid(ticks, ticks * aspect))
     rays = np.stack([x, y, np.ones_like(x)]).astype(np.float32)
     depths = first_hit(solids, camera[None].astype(np.float32), rays[:, None]).depth[0]
     points = rays * depths
     depth = _median(depths)
 
-    angle, forward, follow = rng.uniform((0, -0.4, -0.2), (2 * math.pi, 0.4, 0.7), (_MOTIONS, 3)).T
+    angle, forward, follow = rng.uniform((0, -0.4, -0.2), (2 * math.pi, 0.4, 0.7), (MOTIONS, 3)).T
     shifts = np.stack([np.cos(angle), 0.6 * np.sin(angle), forward], axis=1)
     # `follow` of the rotation that would hold the middle of view 1 in place, and a bit of anything else.
-    turns = np.stack([shifts[:, 1] * follow, -shifts[:, 0] * follow, np.zeros(_MOTIONS)], axis=1)
-    turns += rng.uniform((-0.15, -0.15, -0.5), (0.15, 0.15, 0.5), (_MOTIONS, 3))
+    turns = np.stack([shifts[:, 1] * follow, -shifts[:, 0] * follow, np.zeros(MOTIONS)], axis=1)
+    turns += rng.uniform((-0.15, -0.15, -0.5), (0.15, 0.15, 0.5), (MOTIONS, 3))
+
+    wishes = np.full(MOTIONS, wish)
+    if config.rectified:
+        shifts, turns = np.tile([1.0, 0.0, 0.0], (MOTIONS, 1)), np.zeros((MOTIONS, 3))
+        wishes *= SHRINKING ** np.arange(MOTIONS)
 
     best, most = camera_motion(0.05 * turns[0], 0.05 * depth * shifts[0]), 0.0
-    for shift, turn in zip(shifts, turns, strict=True):
+    for wish, shift, turn in zip(wishes, shifts, turns, strict=True):
         length = wish
         for _ in range(3):  # displacement is nearly linear in the length, so this converges fast
             motion = camera_motion(length * turn, length * depth * shift)
@@ -121,7 +127,7 @@ def _sample_motion(
         overlap = _overlap(solids, motion, camera, points, focal, aspect)
         if overlap > most:
             best, most = motion, overlap
-        if overlap >= _MIN_OVERLAP:
+        if overlap >= MIN_OVERLAP:
             break
     return best, depth
 
@@ -132,10 +138,10 @@ def _overlap(
     """Share of `points` (3, N) of view 1 that view 2 sees as well; 0 where camera 2 can't stand."""
     second = motion @ camera
     eye = -second[:3, :3].T @ second[:3, 3]
-    if np.any(np.abs(eye) > solids.half_sizes[0] - _CLEARANCE):
+    if np.any(np.abs(eye) > solids.half_sizes[0] - CLEARANCE):
         return 0.0
     away = np.linalg.norm(solids.centers - eye, axis=1) - np.linalg.norm(solids.half_sizes, axis=1)
-    if np.any(away[1:][solids.used[1:]] < _CLEARANCE):
+    if np.any(away[1:][solids.used[1:]] < CLEARANCE):
         return 0.0
     moved = move_points(motion, points).astype(np.float32)
     return float(visible(solids, second.astype(np.float32), moved, focal, aspect).mean())

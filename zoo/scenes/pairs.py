@@ -1,5 +1,6 @@
 """Rendered scenes as endless map-style datasets: pairs of views, or single ones."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,19 +12,35 @@ from zoo.scenes.draw import sample_scene
 from zoo.scenes.photos import texture_files
 from zoo.scenes.render import render, render_views
 
+TRUTHS = ("disparity", "flow", "points1", "points2", "depth1", "depth2", "intrinsics", "pose", "covisible")
+"""What may come with a pair's images; see `ScenePair`."""
+
 
 class ScenePairs:
     """Map-style dataset of rendered pairs; holds no state, so it may be pickled, shuffled and split freely.
 
     Items are dictionaries of "image1" and "image2", uint8 (H, W, 3); with `geometry` also of "depth1",
-    "depth2", "intrinsics", "pose", "flow" and "covisible" as in `ScenePair`.
+    "depth2", "intrinsics", "pose", "flow" and "covisible" as in `ScenePair`; or of any `truths`, see `TRUTHS`.
 
     Raises:
         DataError: `config.textures` is not a folder with images.
+        RecipeError: the disparity of pairs that are not rectified.
     """
 
-    def __init__(self, config: SceneConfig, seed: int = 0, length: int = 1_000_000, geometry: bool = False) -> None:
-        self.config, self.seed, self.length, self.geometry = config, seed, length, geometry
+    def __init__(
+        self,
+        config: SceneConfig,
+        seed: int = 0,
+        length: int = 1_000_000,
+        geometry: bool = False,
+        truths: Sequence[str] = (),
+    ) -> None:
+        self.config, self.seed, self.length = config, seed, length
+        self.truths = ("depth1", "depth2", "intrinsics", "pose", "flow", "covisible") if geometry else tuple(truths)
+        if unknown := sorted(set(self.truths) - set(TRUTHS)):
+            raise RecipeError(f"Scenes don't come with {', '.join(unknown)}; choose from {', '.join(TRUTHS)}.")
+        if "disparity" in self.truths and not config.rectified:
+            raise RecipeError("Only rectified scenes have a disparity; set rectified, or ask for the flow.")
         if config.textures is not None:
             texture_files(config.textures)  # fail here rather than in a worker
 
@@ -38,17 +55,17 @@ class ScenePairs:
         """
         if fixed := sorted(settings.keys() - {"displacement", "texture_scale"}):
             raise RecipeError(f"Scenes keep their {', '.join(fixed)}; change displacement or texture_scale only.")
-        return ScenePairs(replace(self.config, **settings), self.seed, self.length, self.geometry)
+        return ScenePairs(replace(self.config, **settings), self.seed, self.length, truths=self.truths)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         if not 0 <= index < self.length:
             raise IndexError(f"Pair {index} is outside of the {self.length} pairs.")
         scene = sample_scene(self.config, self.seed, index)
-        if not self.geometry:
+        if not self.truths:
             images, _ = render_views(self.config, scene)
             return {"image1": images[0], "image2": images[1]}
-        pair = vars(render(self.config, scene)).copy()
-        return {"image1": pair.pop("img1"), "image2": pair.pop("img2"), **pair}
+        pair = render(self.config, scene)
+        return {"image1": pair.img1, "image2": pair.img2, **{name: getattr(pair, name) for name in self.truths}}
 
 
 class SceneImages:

@@ -1,5 +1,6 @@
 """The user's textures: images of a folder, put on surfaces."""
 
+import importlib.util
 from functools import lru_cache
 from pathlib import Path
 
@@ -7,18 +8,31 @@ import numpy as np
 
 from zoo.errors import DataError
 
-_IMAGE_SIDE = 256  # texels of a user's texture at its finest level
-_IMAGE_LEVELS = 8  # 256 ... 2 texels
+IMAGE_SIDE = 256  # texels of a user's texture at its finest level
+IMAGE_LEVELS = 8  # 256 ... 2 texels
 _IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+SKIMAGE = "scikit-image"
+"""Instead of a folder: the photos that come with that package and are free for any use."""
+# by the docstrings of skimage.data: CC0, but for the astronaut, the rocket and the galaxies, in the public domain
+_SKIMAGE_PHOTOS = (
+    *("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png"),
+    *("hubble_deep_field.jpg", "retina.jpg", "rocket.jpg"),
+)
 
 
 @lru_cache(maxsize=8)
 def texture_files(folder: str) -> tuple[Path, ...]:
-    """The images under `folder`, in an order that doesn't depend on the file system.
+    """The images under `folder`, in an order that doesn't depend on the file system; or `SKIMAGE`'s.
 
     Raises:
-        DataError: the folder doesn't exist or has none.
+        DataError: the folder doesn't exist or has none; scikit-image isn't there.
     """
+    if folder == SKIMAGE:
+        spec = importlib.util.find_spec("skimage")
+        if spec is None or spec.origin is None:
+            raise DataError("scikit-image's photos are not there. Install it with pip install 'pretext-zoo[demo]'.")
+        return tuple(Path(spec.origin).parent / "data" / name for name in _SKIMAGE_PHOTOS)
     named = (path for path in Path(folder).rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
     files = tuple(sorted(path for path in named if path.is_file()))
     if not files:
@@ -31,7 +45,7 @@ def texture_files(folder: str) -> tuple[Path, ...]:
 
 
 @lru_cache(maxsize=256)
-def _texture_levels(path: Path) -> tuple[np.ndarray, ...]:
+def texture_levels(path: Path) -> tuple[np.ndarray, ...]:
     """The image at `path` as squares of 256, 128 ... 2 texels a side: uint8 (side, side, 3) each.
 
     Raises:
@@ -44,7 +58,7 @@ def _texture_levels(path: Path) -> tuple[np.ndarray, ...]:
             image = file.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"The texture {path} can't be read as an image. Remove it or save it anew.") from error
-    sides = (_IMAGE_SIDE >> level for level in range(_IMAGE_LEVELS))
+    sides = (IMAGE_SIDE >> level for level in range(IMAGE_LEVELS))
     return tuple(np.asarray(image.resize((side, side), Image.Resampling.BOX)) for side in sides)
 
 
@@ -58,10 +72,10 @@ def put_images(
     as `blur` (V, N) in cells.
     """
     files = texture_files(folder)
-    level = np.clip(np.log2(blur * (_IMAGE_SIDE / 8)) + 0.5, 0, _IMAGE_LEVELS - 1).astype(np.int32)
+    level = np.clip(np.log2(blur * (IMAGE_SIDE / 8)) + 0.5, 0, IMAGE_LEVELS - 1).astype(np.int32)
     fold_u, fold_v = (1 - np.abs(1 - (coordinate / 8) % 2) for coordinate in (u, v))  # 0..1
     for index in np.unique(image[image >= 0]):
-        levels = _texture_levels(files[index])
+        levels = texture_levels(files[index])
         for depth in np.unique(level[image == index]):
             where = (image == index) & (level == depth)
             colors[:, where] = _bilinear(levels[depth], fold_u[where], fold_v[where])

@@ -24,7 +24,7 @@ class ScenePair:
         intrinsics: float32 (3, 3) of both cameras in pixels, pixel centers at integer + 0.5.
         pose: float32 (4, 4), from camera-1 to camera-2 coordinates.
         flow: float32 (H, W, 2) in pixels (x, y): where the point seen at each pixel center of img1 lies in
-            img2, minus where it lies in img1. Defined for hidden points too; zero for points behind camera 2.
+            img2, minus where it lies in img1. Defined for hidden points too; inf for points behind camera 2.
         covisible: bool (H, W): that point lies inside img2 and nothing hides it there.
     """
 
@@ -36,6 +36,34 @@ class ScenePair:
     pose: np.ndarray
     flow: np.ndarray
     covisible: np.ndarray
+
+    @property
+    def disparity(self) -> np.ndarray:
+        """float32 (H, W) in pixels: how far left of its place in img1 a point lies in img2, hidden ones too.
+
+        Only of a rectified pair, whose cameras differ along x alone. It is the exact one, focal length times baseline
+        over depth, and so free of the flow's rounding.
+        """
+        return -self.pose[0, 3] * self.intrinsics[0, 0] / self.depth1
+
+    @property
+    def points1(self) -> np.ndarray:
+        """What the pixels of img1 show, in camera-1 coordinates: float32 (H, W, 3)."""
+        return self._rays() * self.depth1[..., None]
+
+    @property
+    def points2(self) -> np.ndarray:
+        """What the pixels of img2 show, in camera-1 coordinates too: float32 (H, W, 3)."""
+        points = self._rays() * self.depth2[..., None]
+        return (points - self.pose[:3, 3]) @ self.pose[:3, :3]  # the transposed turn, on rows
+
+    def _rays(self) -> np.ndarray:
+        """Camera rays of unit z through the pixel centers: float32 (H, W, 3)."""
+        height, width = self.depth1.shape
+        y, x = np.mgrid[:height, :width].astype(np.float32) + np.float32(0.5)
+        rays = np.stack([x, y, np.ones_like(x)], axis=-1)
+        rays[..., :2] = (rays[..., :2] - self.intrinsics[:2, 2]) / self.intrinsics[0, 0]
+        return rays
 
 
 def render_pair(config: SceneConfig, seed: int, index: int) -> ScenePair:
@@ -57,7 +85,7 @@ def render(config: SceneConfig, scene: Scene) -> ScenePair:
     points = move_points(pose, rays * depth1.reshape(-1))
     seen = visible(scene.solids, scene.cameras[1], points, focal, aspect)
     targets, _ = project(points, focal, aspect)
-    flow = np.where(points[2] > NEAR, (targets - rays[:2]) * intrinsics[0, 0], np.float32(0))
+    flow = np.where(points[2] > NEAR, (targets - rays[:2]) * intrinsics[0, 0], np.float32(np.inf))
     shape = config.height, config.width
     return ScenePair(
         img1,

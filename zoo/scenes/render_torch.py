@@ -1,7 +1,7 @@
 """The procedural scenes of `scenes`, rendered as batches in torch, on the device that trains.
 
-numpy draws a scene (`sample_scene`, about a millisecond, in the data workers); what is here is the array mathematics
-of `scenes.render` on a batch of drawn scenes, on whatever device they lie. Both give the same picture and geometry up
+What is here is the array mathematics of `scenes.render` on a batch of scenes, drawn by numpy (`sample_scene`, about a
+millisecond each) or by `scenes.draw_torch`, on whatever device they lie. Both give the same picture and geometry up
 to float rounding, which moves a pixel now and then across an object's edge. On a CPU numpy's is quicker and does the
 work. Conventions are those of `scenes`.
 
@@ -11,18 +11,18 @@ Shapes: B scenes, V views, N rays of a view, P = V * N; S solids, T textures.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.errors import RecipeError
 from zoo.scenes import render as by_numpy
 from zoo.scenes.config import SceneConfig
 from zoo.scenes.draw import sample_scene
-from zoo.scenes.pairs import ScenePairs
+from zoo.scenes.photos import IMAGE_LEVELS, IMAGE_SIDE, texture_files, texture_levels
 from zoo.scenes.rays import NEAR
 from zoo.scenes.scene import BOXES, NOISE_CELLS, Scene, Solids, Surfaces
 from zoo.scenes.textures import OCTAVE_RATIO, OCTAVE_TURN, OCTAVES
@@ -35,7 +35,7 @@ class SceneBatch(NamedTuple):
 
     focal (B,), cameras (B, V, 4, 4), light (B, 3), lattice (B, 2, 64, 64); of the solids centers (B, S, 3), rotations
     (B, S, 3, 3), half_sizes (B, S, 3), used (B, S); of the surfaces cells (B, T, 6), waves (B, T, 5), noise (B, T, 2),
-    colors (B, T, 4, 3).
+    colors (B, T, 4, 3), image (B, T).
     """
 
     focal: Tensor
@@ -50,56 +50,57 @@ class SceneBatch(NamedTuple):
     waves: Tensor
     noise: Tensor
     colors: Tensor
+    image: Tensor
 
 
 class ScenePairBatch(NamedTuple):
     """`ScenePair` for a batch: images uint8 (B, V, 3, H, W); depth (B, V, H, W); flow (B, 2, H, W) from view 1 to
-    view 2 in pixels (x, y); covisible (B, H, W) bool."""
+    view 2 in pixels (x, y); covisible (B, H, W) bool; intrinsics (B, 3, 3); pose (B, 4, 4)."""
 
     images: Tensor
     depth: Tensor
     flow: Tensor
     covisible: Tensor
+    intrinsics: Tensor
+    pose: Tensor
+
+    @property
+    def disparity(self) -> Tensor:
+        """(B, H, W) in pixels, of rectified pairs; see `ScenePair.disparity`."""
+        return (-self.pose[:, 0, 3] * self.intrinsics[:, 0, 0])[:, None, None] / self.depth[:, 0]
+
+    @property
+    def points1(self) -> Tensor:
+        """(B, H, W, 3): what view 1 shows, in camera-1 coordinates."""
+        return self._rays() * self.depth[:, 0, ..., None]
+
+    @property
+    def points2(self) -> Tensor:
+        """(B, H, W, 3): what view 2 shows, in camera-1 coordinates too."""
+        points = self._rays() * self.depth[:, 1, ..., None]
+        return (points - self.pose[:, None, None, :3, 3]) @ self.pose[:, None, :3, :3]
+
+    def _rays(self) -> Tensor:
+        """Camera rays of unit z through the pixel centers: (B, H, W, 3)."""
+        height, width = self.depth.shape[-2:]
+        y, x = (torch.arange(side, device=self.depth.device) + 0.5 for side in (height, width))
+        plane = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)
+        plane = (plane - self.intrinsics[:, None, None, :2, 2]) / self.intrinsics[:, None, None, :1, 0]
+        return torch.cat((plane, torch.ones_like(plane[..., :1])), dim=-1)
+
+    def truths(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The `zoo.scenes.pairs.TRUTHS` of these names as a batch of them: flow (B, H, W, 2) and so on."""
+        whole: dict[str, Callable[[], Tensor]] = dict(
+            flow=lambda: self.flow.movedim(1, -1), depth1=lambda: self.depth[:, 0], depth2=lambda: self.depth[:, 1]
+        )
+        return {name: whole[name]() if name in whole else getattr(self, name) for name in names}
 
 
 def scene_arrays(scene: Scene) -> dict[str, np.ndarray]:
     """The arrays of a scene under the names of `SceneBatch`: a batch is these, stacked."""
     solids, surfaces = scene.solids._asdict(), scene.surfaces._asdict()
-    del surfaces["image"]  # of the user's textures, which are not rendered here
     whole = dict(cameras=scene.cameras, light=scene.light, lattice=scene.lattice)
     return {"focal": np.float32(scene.focal), **whole, **solids, **surfaces}
-
-
-class DrawnScenes:
-    """Map-style dataset of the scenes of `pairs`, drawn but not rendered: the arrays of `scene_arrays`.
-
-    `render_batch` makes of their batches what `pairs` itself gives.
-    Raises RecipeError (a ValueError) for scenes with the user's textures.
-    """
-
-    def __init__(self, pairs: ScenePairs) -> None:
-        if pairs.config.textures is not None:
-            raise RecipeError(
-                "Scenes with your own textures are rendered in the data workers only; leave out data.render or "
-                "data.textures."
-            )
-        self.pairs, self.config = pairs, pairs.config
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def changed(self, **settings: Any) -> DrawnScenes:
-        """See `ScenePairs.changed`."""
-        return DrawnScenes(self.pairs.changed(**settings))
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return scene_arrays(sample_scene(self.config, self.pairs.seed, index))
-
-    def render_batch(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A batch of the loader, on its device: the scenes in it become image1 and image2, uint8 (B, 3, H, W)."""
-        rest = {key: value for key, value in batch.items() if key not in SceneBatch._fields}
-        images, _ = render_views(self.config, SceneBatch(**{key: batch[key] for key in SceneBatch._fields}))
-        return dict(image1=images[:, 0], image2=images[:, 1], **rest)
 
 
 def stack_scenes(scenes: Iterable[Scene]) -> SceneBatch:
@@ -124,8 +125,8 @@ def render(config: SceneConfig, scenes: SceneBatch) -> ScenePairBatch:
     images = np.stack([(pair.img1, pair.img2) for pair in pairs]).transpose(0, 1, 4, 2, 3)
     depth = np.stack([(pair.depth1, pair.depth2) for pair in pairs])
     flow = np.stack([pair.flow for pair in pairs]).transpose(0, 3, 1, 2)
-    covisible = np.stack([pair.covisible for pair in pairs])
-    return ScenePairBatch(*(torch.from_numpy(np.ascontiguousarray(x)) for x in (images, depth, flow, covisible)))
+    rest = (np.stack([getattr(pair, name) for pair in pairs]) for name in ("covisible", "intrinsics", "pose"))
+    return ScenePairBatch(*(torch.from_numpy(np.ascontiguousarray(x)) for x in (images, depth, flow, *rest)))
 
 
 def render_views(config: SceneConfig, scenes: SceneBatch) -> tuple[Tensor, Tensor]:
@@ -141,10 +142,7 @@ def _single_scenes(scenes: SceneBatch) -> Iterator[Scene]:
     """A batch on the CPU as numpy's renderer takes it."""
     for row in zip(*(array.numpy() for array in scenes)):
         focal, cameras, light, lattice, *shapes = row
-        centers, rotations, half_sizes, used, cells, waves, noise, colors = shapes
-        solids = Solids(centers, rotations, half_sizes, used)
-        surfaces = Surfaces(cells, waves, noise, colors, image=np.full(len(cells), -1, np.int32))
-        yield Scene(float(focal), cameras, light, lattice, solids, surfaces)
+        yield Scene(float(focal), cameras, light, lattice, Solids(*shapes[:4]), Surfaces(*shapes[4:]))
 
 
 @torch.no_grad()
@@ -165,30 +163,50 @@ def _render_pairs(config: SceneConfig, scenes: SceneBatch) -> tuple[Tensor, ...]
     shift = scenes.cameras[:, 1, :3, 3] - (turn @ scenes.cameras[:, 0, :3, 3:])[..., 0]
     rays = _pixel_rays(config, scenes.focal, 1)
     points = turn @ (rays * depth[:, 0].flatten(1)[:, None]) + shift[..., None]  # B, 3, N
+    targets, covisible = seen_points(scenes._replace(cameras=scenes.cameras[:, 1:]), points, config)
+    pixels = scenes.focal * config.width
+    flow = (targets - rays[:, :2]) * pixels[:, None, None]
+    flow = torch.where((points[:, 2] > NEAR)[:, None], flow, torch.inf)
+    size = config.height, config.width
+    pose = torch.cat((turn, shift[..., None]), dim=2)
+    pose = torch.cat((pose, constant((0.0, 0.0, 0.0, 1.0), pose.device).expand(len(pose), 1, 4)), dim=1)
+    middle = constant((config.width / 2, config.height / 2, 1.0), pose.device).expand(len(pose), 3)
+    diagonal = torch.stack((pixels, pixels, torch.zeros_like(pixels)), dim=1).diag_embed()
+    intrinsics = diagonal + torch.cat((torch.zeros_like(diagonal[..., :2]), middle[..., None]), dim=2)
+    return images, depth, flow.unflatten(2, size), covisible.unflatten(1, size), intrinsics, pose
+
+
+def seen_points(scenes: SceneBatch, points: Tensor, config: SceneConfig) -> tuple[Tensor, Tensor]:
+    """Where the only camera of each scene sees the surface points (B, 3, N), given in its coordinates: x / z and y / z
+    (B, 2, N), and whether it does: bool (B, N)."""
     ahead = points[:, 2] > NEAR
     targets = points[:, :2] / torch.where(ahead, points[:, 2], 1)[:, None]
-    edge = torch.tensor([0.5, 0.5 * config.height / config.width], device=targets.device)[:, None]
+    edge = constant((0.5, 0.5 * config.height / config.width), targets.device)[:, None]
     inside = ahead & (targets.abs() < edge / scenes.focal[:, None, None]).all(1)
-    again = torch.cat((targets, torch.ones_like(targets[:, :1])), dim=1)
-    seen = _first_hit(scenes._replace(cameras=scenes.cameras[:, 1:]), again).depth
-    covisible = inside & ((seen - points[:, 2]).abs() < 1e-3 * seen)
-    flow = (targets - rays[:, :2]) * (scenes.focal * config.width)[:, None, None] * ahead[:, None]
-    size = config.height, config.width
-    return images, depth, flow.unflatten(2, size), covisible.unflatten(1, size)
+    depth = first_hit(scenes, torch.cat((targets, torch.ones_like(targets[:, :1])), dim=1)).depth
+    return targets, inside & ((depth - points[:, 2]).abs() < 1e-3 * depth)
+
+
+@lru_cache(maxsize=64)
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers as a tensor on the device, once: copying them there would make it wait."""
+    return torch.tensor(values, device=device)
 
 
 def _render_views(config: SceneConfig, scenes: SceneBatch) -> tuple[Tensor, Tensor]:
     fine, size = config.supersample, (config.height, config.width)
     views = scenes.cameras.shape[1]
     rays = _pixel_rays(config, scenes.focal, fine)
-    hit = _first_hit(scenes, rays)
+    hit = first_hit(scenes, rays)
     pixel = 1 / (scenes.focal * config.width * fine)  # width of a ray's footprint at unit depth
-    colors = _shade(scenes, rays, hit, pixel).unflatten(2, (views, config.height * fine, config.width * fine))
+    colors = _shade(scenes, config.textures, rays, hit, pixel).unflatten(
+        2, (views, config.height * fine, config.width * fine)
+    )
     depth = hit.depth
     if fine > 1:
         colors = colors.unflatten(4, (-1, fine)).unflatten(3, (-1, fine)).mean((4, 6))
         # depth is of the pixel centers, through which no finer ray passes if there is an even number of them
-        depth = _first_hit(scenes, _pixel_rays(config, scenes.focal, 1)).depth
+        depth = first_hit(scenes, _pixel_rays(config, scenes.focal, 1)).depth
     images = (colors * 255 + 0.5).to(torch.uint8).transpose(1, 2).contiguous()
     return images, depth.unflatten(1, (views, *size))
 
@@ -204,7 +222,7 @@ def _pixel_rays(config: SceneConfig, focal: Tensor, fine: int) -> Tensor:
     return torch.cat((plane, torch.ones_like(plane[:, :1])), dim=1)
 
 
-class _Hit(NamedTuple):
+class Hit(NamedTuple):
     """Where the rays of all views meet their scene first, in the axes of the solid that they meet."""
 
     depth: Tensor  # B, P: z-depth
@@ -215,7 +233,7 @@ class _Hit(NamedTuple):
     light: Tensor  # B, 3, P
 
 
-def _first_hit(scenes: SceneBatch, rays: Tensor) -> _Hit:
+def first_hit(scenes: SceneBatch, rays: Tensor) -> Hit:
     """What the camera rays (B, 3, N), of unit z, of each of the V cameras hit first."""
     turns, shifts = scenes.cameras[:, :, :3, :3], scenes.cameras[:, :, :3, 3:]
     solids, views = scenes.centers.shape[1], turns.shape[1]
@@ -250,7 +268,7 @@ def _first_hit(scenes: SceneBatch, rays: Tensor) -> _Hit:
     whole = torch.cat((start, *(x.expand(-1, -1, -1, views) for x in (scenes.half_sizes[..., None], light))), dim=2)
     row = solid.unflatten(1, (views, -1)) + torch.arange(0, views * solids, solids, device=solid.device)[:, None]
     origin, half_sizes, light = _take(whole.permute(0, 3, 1, 2).flatten(1, 2), row.flatten(1)).split(3, dim=1)
-    return _Hit(depth, solid, origin + depth[:, None] * pace, pace, half_sizes, light)
+    return Hit(depth, solid, origin + depth[:, None] * pace, pace, half_sizes, light)
 
 
 def _send_away(depth: Tensor, missed: Tensor) -> None:
@@ -264,7 +282,7 @@ def _take(rows: Tensor, index: Tensor) -> Tensor:
     return columns.gather(2, index[:, None].expand(-1, columns.shape[1], -1))
 
 
-def _shade(scenes: SceneBatch, rays: Tensor, hit: _Hit, pixel: Tensor) -> Tensor:
+def _shade(scenes: SceneBatch, textures: str | None, rays: Tensor, hit: Hit, pixel: Tensor) -> Tensor:
     """RGB (B, 3, P) in 0..1 of what the camera rays (B, 3, N) of all views `hit`.
 
     pixel (B,): the width of a ray's footprint at unit depth.
@@ -291,10 +309,12 @@ def _shade(scenes: SceneBatch, rays: Tensor, hit: _Hit, pixel: Tensor) -> Tensor
     facing = (normal * hit.directions).sum(1).abs()  # cosine times the length of the ray
     length = rays.square().sum(1).repeat(1, scenes.cameras.shape[1])
     footprint = pixel[:, None] * hit.depth * length / facing.clamp(min=0.3)
-    return (_texture(scenes, surface, u, v, footprint) * (0.72 + 0.36 * lit)[:, None]).clamp_(0, 1)
+    return (_texture(scenes, textures, surface, u, v, footprint) * (0.72 + 0.36 * lit)[:, None]).clamp_(0, 1)
 
 
-def _texture(scenes: SceneBatch, surface: Tensor, u: Tensor, v: Tensor, footprint: Tensor) -> Tensor:
+def _texture(
+    scenes: SceneBatch, textures: str | None, surface: Tensor, u: Tensor, v: Tensor, footprint: Tensor
+) -> Tensor:
     """RGB (B, 3, P) of the points (u, v) (B, P) in scene units on `surface` (B, P); detail finer than the `footprint`
     (B, P) of a ray fades out."""
     cells = scenes.cells
@@ -321,7 +341,37 @@ def _texture(scenes: SceneBatch, surface: Tensor, u: Tensor, v: Tensor, footprin
     wave = wave / (1 + wave * wave).sqrt_()
     mean, of_blobs, of_noise, of_wave = taken[:, 14:].unflatten(1, (4, 3)).unbind(1)
     colors = mean + of_blobs * blobs[:, None] + of_noise * noise[:, 1:] + of_wave * wave[:, None]
-    return colors.clamp_(0.03, 1)
+    if textures is not None:
+        image = scenes.image.gather(1, surface)
+        colors = torch.where((image >= 0)[:, None], _photo_colors(textures, image, u, v, blur), colors)
+    return colors.clamp(0.03, 1)
+
+
+def _photo_colors(folder: str, image: Tensor, u: Tensor, v: Tensor, blur: Tensor) -> Tensor:
+    """RGB (B, 3, P) of the user's textures: what `zoo.scenes.photos.put_images` puts where `image` (B, P) isn't -1."""
+    texels, first, sides = _photo_texels(folder, image.device)
+    level = ((blur * (IMAGE_SIDE / 8)).log2() + 0.5).clamp(0, IMAGE_LEVELS - 1).long()
+    side = sides[level]
+    x, y = ((1 - (1 - (coordinate / 8) % 2).abs()) * (side - 1) for coordinate in (u, v))
+    left, top = (torch.minimum(coordinate.long(), side - 2) for coordinate in (x, y))
+    right, low = (x - left)[..., None], (y - top)[..., None]
+    corner = image.clamp(min=0).long() * texels.shape[1] + first[level] + top * side + left
+    flat = texels.flatten(0, 1)
+    above = flat[corner] * (1 - right) + flat[corner + 1] * right
+    below = flat[corner + side] * (1 - right) + flat[corner + side + 1] * right
+    return ((above * (1 - low) + below * low) / 255).movedim(-1, 1)
+
+
+@lru_cache(maxsize=8)
+def _photo_texels(folder: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The folder's K images at all levels, uint8 (K, all levels' texels, 3); of each level the first texel and the
+    side, both int64 (L,)."""
+    images = [
+        np.concatenate([level.reshape(-1, 3) for level in texture_levels(path)]) for path in texture_files(folder)
+    ]
+    sides = np.array([IMAGE_SIDE >> level for level in range(IMAGE_LEVELS)])
+    first = np.cumsum(sides**2) - sides**2
+    return tuple(torch.from_numpy(x).to(device) for x in (np.stack(images), first, sides))  # type: ignore[return-value]
 
 
 def _sin_of_turns(turns: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def warp_image(image2: Tensor, flow: Tensor, covisible: Tensor, patch_size: int)
     any), so that they neither help nor harm: image 2 holds nothing on them, and what hides them there would mislead.
     """
     height, width = image2.shape[-2:]
-    flow = flow.nan_to_num(0.0)
+    flow = flow.nan_to_num(0.0, 0.0, 0.0)
     x = (torch.arange(width) + 0.5 + flow[:, 0]) * 2 / width - 1
     y = (torch.arange(height)[:, None] + 0.5 + flow[:, 1]) * 2 / height - 1
     grid = torch.stack((x, y), dim=-1)

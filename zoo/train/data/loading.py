@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.errors import RecipeError
-from zoo.scenes.render_torch import DrawnScenes
+from zoo.scenes.device import DrawnScenes
 from zoo.train.curriculum import Curriculum
 
 ENDLESS = 2**62

@@ -8,7 +8,7 @@ from typing import Any
 
 from zoo.errors import RecipeError
 from zoo.scenes import SceneConfig, SceneImages, ScenePairs
-from zoo.scenes.render_torch import DrawnScenes
+from zoo.scenes.device import DrawnScenes, NumberedScenes
 from zoo.train.data.folder import ImageFolder
 from zoo.train.data.hub import HubImages
 from zoo.train.data.loading import ENDLESS
@@ -18,19 +18,27 @@ from zoo.train.data.pairs import ImagePairs
 from zoo.train.data.patterns import PatternImages
 from zoo.train.data.shards import ImageShards
 
+TASKS = {
+    "stereo": ("disparity",),
+    "flow": ("flow",),
+    "points": ("points1", "points2", "depth1", "depth2", "intrinsics", "pose"),
+}
+"""Samples with a truth, and the keys it comes under: see `zoo.scenes.pairs.TRUTHS`; what is not known is inf."""
+
 
 def make_source(settings: dict[str, Any], seed: int, sample: str) -> Any:
     """The map-style dataset that a recipe's `data` names. Raises RecipeError or DataError (ValueErrors).
 
-    sample: what each of its entries is to be, "pair" (image1, image2), "stereo" or "flow" (also disparity or flow) or
+    sample: what each of its entries is to be, "pair" (image1, image2), one of `TASKS` (a pair and its truth) or
     "image" (image, and label where there are classes: then the source has `num_classes`, and `classes` if they have
     names), uint8 arrays (H, W, 3).
     """
     settings = dict(settings)
     kind = settings.pop("source", None)
     sources: dict[tuple[Any, str], Callable[[dict[str, Any], int], Any]] = {
-        ("scenes", "pair"): _training_pairs,
-        ("scenes", "image"): _scene_images,
+        ("scenes", "pair"): _scenes("pair"),
+        ("scenes", "image"): _scenes("image"),
+        **{("scenes", task): _scenes(task) for task in TASKS},
         ("pairs", "pair"): _photo_pairs,
         ("patterns", "image"): _pattern_images,
         ("images", "image"): _files(ImageFolder, "the folder of images"),
@@ -44,29 +52,36 @@ def make_source(settings: dict[str, Any], seed: int, sample: str) -> Any:
     return sources[kind, sample](settings, seed)
 
 
-def _training_pairs(settings: dict[str, Any], seed: int) -> ScenePairs | DrawnScenes:
-    """render: "workers" (the default) or "device", which gets the scenes drawn but not rendered; see `to_device`."""
-    render = settings.pop("render", "workers")
-    if render not in ("workers", "device"):
-        raise RecipeError(f"Scenes can't be rendered by '{render}'; choose workers or device.")
-    pairs = _scene_pairs(settings, seed)
-    return DrawnScenes(pairs) if render == "device" else pairs
+def _scenes(sample: str) -> Callable[[dict[str, Any], int], Any]:
+    """render: "workers" (the default) or "device", which gets the scenes drawn but not rendered; see `to_device`.
+    draw: "workers", or "device" too. task: the sample, to be read in a recipe. samples: how many different ones there
+    are; by default they never end."""
 
+    def make(settings: dict[str, Any], seed: int) -> Any:
+        settings.pop("path", None)
+        task = settings.pop("task", sample)
+        if task != sample:
+            raise RecipeError(f"The objective takes scenes as {sample}, not as {task}; leave out data.task.")
+        draw, render = settings.pop("draw", "workers"), settings.pop("render", "workers")
+        if (draw, render) not in (("workers", "workers"), ("workers", "device"), ("device", "device")):
+            raise RecipeError(
+                f"Scenes can't be drawn by '{draw}' and rendered by '{render}'; choose workers or device, and the "
+                "device for rendering what it draws."
+            )
+        length = settings.pop("samples", ENDLESS)
+        settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+        if sample == "stereo":
+            settings.setdefault("rectified", True)
+        try:
+            config = SceneConfig(**settings)
+        except TypeError as error:
+            raise RecipeError(f"The recipe's data settings don't fit procedural scenes ({error}).") from error
+        pairs = ScenePairs(config, seed=seed, length=length, truths=TASKS.get(sample, ()))
+        if render == "device":
+            return (NumberedScenes if draw == "device" else DrawnScenes)(pairs, views=1 if sample == "image" else 2)
+        return SceneImages(pairs) if sample == "image" else pairs
 
-def _scene_pairs(settings: dict[str, Any], seed: int) -> ScenePairs:
-    """samples: how many different ones there are; by default they never end."""
-    settings.pop("path", None)
-    length = settings.pop("samples", ENDLESS)
-    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
-    try:
-        config = SceneConfig(**settings)
-    except TypeError as error:
-        raise RecipeError(f"The recipe's data settings don't fit procedural scenes ({error}).") from error
-    return ScenePairs(config, seed=seed, length=length)
-
-
-def _scene_images(settings: dict[str, Any], seed: int) -> Any:
-    return SceneImages(_scene_pairs(settings, seed))
+    return make
 
 
 def _pattern_images(settings: dict[str, Any], seed: int) -> PatternImages:

@@ -15,7 +15,7 @@ from zoo.layers.masking import num_hidden, random_order
 from zoo.layers.patchify import TARGETS
 from zoo.models.croco import PairModel
 from zoo.pictures import draw_images, hide
-from zoo.scenes.render_torch import DrawnScenes
+from zoo.scenes.device import DrawnScenes
 from zoo.train.data.jitter import color_jitter, draw_jitter
 from zoo.train.objectives.objective import Objective, as_pixels
 

@@ -32,6 +32,7 @@ class MaskedTransform:
     """
 
     def __init__(self, size: tuple[int, int], scale: tuple[float, float], draw_mask: Callable[[], Tensor]) -> None:
+        self.scale = tuple(scale)
         self.augment = transforms.Compose(
             [
                 transforms.RandomResizedCrop(size, scale, interpolation=InterpolationMode.BICUBIC, antialias=True),
@@ -41,7 +42,18 @@ class MaskedTransform:
         self.draw_mask = draw_mask
 
     def __call__(self, sample: dict[str, Any], seed: int) -> dict[str, Tensor]:
-        """image: uint8 array (H, W, 3) -> uint8 tensor (3, h, w), and mask (N,) bool."""
+        """image: uint8 array (H, W, 3) -> uint8 tensor (3, h, w), and mask (N,) bool.
+
+        A sample without an image, a scene to be rendered, passes as it is.
+        """
+        if "image" not in sample:
+            if self.scale != (1.0, 1.0):
+                raise RecipeError(
+                    "Scenes rendered on the device are not cropped; set objective.scale=[1.0,1.0], or leave out "
+                    "data.render."
+                )
+            row = {key: value for key, value in sample.items() if key != "index"}
+            return row | dict(mask=self.draw_mask().flatten())
         image = torch.from_numpy(np.array(sample["image"])).permute(2, 0, 1)  # a copy: PIL's arrays are read-only
         return dict(image=self.augment(image).contiguous(), mask=self.draw_mask().flatten())
 
