@@ -29,6 +29,10 @@ class CheckpointMismatchError(ZooError, ValueError):
     """A readable checkpoint whose keys or shapes are not those of the model."""
 
 
+class ArgumentsError(ZooError, ValueError):
+    """Model arguments out of a file that name other files, or a model that can't be."""
+
+
 class CorruptWeightsError(ZooError, OSError):
     """A weights file that is damaged, incomplete or not what its record says."""
 

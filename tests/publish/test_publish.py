@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,45 +18,17 @@ from typer.testing import CliRunner
 
 import zoo
 from tests.support.hub_server import Fault, HubServer
+from tests.support.publishing import ENCODER, PAIR, REPO, TINY, same, tiny, train
 from zoo import publish
 from zoo.catalog import Metric
 from zoo.cli import app
 from zoo.errors import PublishError
 from zoo.models import Ancestor, ZooModel
-from zoo.train import engine
 from zoo.train.recipe import load_recipe
 from zoo.weights import sources
 from zoo.weights.files import sha256
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>'")
-
-TINY = dict(embed_dim=48, depth=2, num_heads=3, img_size=16)
-ENCODER, PAIR = "croco_nano_patch8_64", "croco_nano_patch8_64_dec128d4"
-REPO = "owner/model"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with HubServer(tmp_path / "server", part_size=50_000) as server:
-        server.patch(monkeypatch, tmp_path / "home", server.owner_token)
-        yield server
-
-
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take most of the time and are looked at elsewhere."""
-    monkeypatch.setattr(publish.export, "draw_example", lambda *_: None)
-
-
-def tiny(name: str = ENCODER, **more: Any) -> Any:
-    torch.manual_seed(0)
-    return timm.create_model(name, **{**TINY, **more}).eval()
-
-
-def same(left: Any, right: Any) -> bool:
-    ours, theirs = left.state_dict(), right.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
-
 
 # ----------------------------------------------------------------------------------- there and back again
 
@@ -196,29 +167,6 @@ def test_edited_folder(hub: HubServer, tmp_path: Path, no_pictures: None) -> Non
 # ------------------------------------------------------------------------------------------------- runs
 
 
-@pytest.fixture(scope="module")
-def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = dict(
-        model=PAIR,
-        model_args=dict(TINY, decoder_dim=32, decoder_depth=1, decoder_num_heads=2),
-        objective=dict(name="cross_view_completion", mask_ratio=0.5, color_jitter=0.1),
-        data=dict(source="scenes", image_size=16),
-        batch_size=2,
-        optimizer=dict(name="adamw", lr=1e-3),
-        schedule=dict(unit="steps", warmup=1, length=4),
-        checkpoint_steps=2,
-        log_steps=1,
-    )
-    path = tmp_path_factory.mktemp("recipe") / "tiny_pair.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
-
-
-def train(recipe_file: Path, folder: Path, **overrides: Any) -> Path:
-    engine.train(load_recipe(recipe_file, overrides), folder, workers=0, progress=False)
-    return folder
-
-
 def test_finished_run(hub: HubServer, tmp_path: Path, recipe_file: Path) -> None:
     run = train(recipe_file, tmp_path / "run")
     result = CliRunner().invoke(app, ["push", str(run), "--repo", REPO, "--private"])
@@ -278,9 +226,7 @@ def test_figures_and_classes_of_a_run(tmp_path: Path, recipe_file: Path, no_pict
 
 def test_data_folders_are_nobodys_business(tmp_path: Path, recipe_file: Path) -> None:
     data = {"source": "pairs", "path": "/home/me/photos,/data/more"}
-    recipe = load_recipe(recipe_file, {"data": data, "init": "/home/me/runs/first"})
-    publish.runs.write_recipe(recipe, tmp_path / "recipe.yaml")
-    again = load_recipe(tmp_path / "recipe.yaml")
+    again = publish.private.public_recipe(load_recipe(recipe_file, {"data": data, "init": "/home/me/runs/first"}))
     assert again.data["path"] == "photos,more" and again.init == "first"
 
 
@@ -346,8 +292,7 @@ def test_licenses(tmp_path: Path, hub: HubServer, recipe_file: Path, no_pictures
     assert data.license == "cc-by-nc-4.0" and data.base_model == REPO
 
     weights = publish.export_model(model, tmp_path / "out", REPO) / "model.safetensors"
-    start = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(weights)}}
-    run = train(recipe_file, tmp_path / "run", **{f"model_args.{key}": value for key, value in start.items()})
+    run = train(recipe_file, tmp_path / "run", init=str(weights))
     train(recipe_file, tmp_path / "other", init=str(weights))
     with pytest.raises(PublishError, match="started from them/theirs, which is under cc-by-nc-4.0"):
         publish.export_run(tmp_path / "other", tmp_path / "out", REPO, license="mit")

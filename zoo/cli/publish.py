@@ -38,23 +38,21 @@ def push(
 
     Example: zoo push runs/croco_nano --repo me/croco_nano_rooms --private
     """
-    import shutil
     import tempfile
 
     from zoo import publish
 
+    publish.check_repository(repo)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if (source / publish.CONFIG).is_file():
-            for name in publish.FILES:
-                if (source / name).is_file():
-                    shutil.copyfile(source / name, folder / name)
+            publish.copy_published(source, folder)
             publish.check_folder(folder, license)
         else:
             publish.export_run(source, folder, repo, license=license, datasets=dataset or ())
         print_table(*((name, f"{(folder / name).stat().st_size:,} bytes") for name in publish.listing(folder)))
         if output is not None:
-            shutil.copytree(folder, output, dirs_exist_ok=True)
+            publish.copy_published(folder, output)
         if dry_run:
             print(f"\n{(folder / publish.CARD).read_text('utf-8')}\nNothing was uploaded to {repo}.")
             return

@@ -115,7 +115,7 @@ def _load_recipe(recipe: str, data: str | None, settings: list[str] | None, init
 
 def _parse_settings(settings: Iterable[str]) -> dict[str, Any]:
     """ "schedule.length=100" -> {"schedule.length": 100}; values as in YAML, and 1e-3 is a number."""
-    import yaml
+    from zoo.train.plain_yaml import PlainYamlError, read_yaml
 
     parsed = {}
     for setting in settings:
@@ -123,8 +123,8 @@ def _parse_settings(settings: Iterable[str]) -> dict[str, Any]:
         if not (key and equals):
             raise typer.BadParameter(f"'{setting}' sets nothing; write KEY=VALUE, such as schedule.length=1000.")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            value = read_yaml(text)
+        except PlainYamlError as error:
             raise RecipeError(f"The value in '{setting}' is no YAML; write a number, a word or [a, list].") from error
         if isinstance(value, str):
             with contextlib.suppress(ValueError):  # YAML wants 1.0e-3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ import typer
 
 from zoo.catalog import VARIANTS
 from zoo.cli._app import load_model
-from zoo.errors import CorruptWeightsError, UnknownVariantError, WeightsUnavailableError
+from zoo.errors import ArgumentsError, CorruptWeightsError, UnknownVariantError, WeightsUnavailableError
 from zoo.lookup import find_variant
 
 if TYPE_CHECKING:
@@ -81,10 +82,10 @@ def export(
     else:
         about = weights.read_checkpoint(path).extra
         name = variant or about.get("variant") or about.get("architecture")
-        if not name:
+        if not (name and isinstance(name, str)):
             raise typer.BadParameter(f"{path} doesn't say which variant it is of; add --variant.")
         entry = find_variant(name)
-    net: ZooModel = load_model(entry, path, json.loads(about.get("model_args", "{}")))
+    net: ZooModel = load_model(entry, path, _model_args(entry.architecture, about, path))
     state = net.reference_state() if layout is Layout.reference else net.state_dict()
     if output.suffix == ".safetensors":
         weights.save_safetensors(state, output, {"format": "pt", "variant": entry.name})
@@ -92,6 +93,20 @@ def export(
         with files.atomic_writer(output) as file:
             torch.save({"model": state} | (net.reference_settings() if layout is Layout.reference else {}), file)
     print(f"{output}: {len(state)} tensors of {entry.name}, {layout.value} names")
+
+
+def _model_args(architecture: str, about: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
+    """What a file says that its model was made with; ArgumentsError for what it may not say."""
+    from zoo.models.arguments import check_arguments
+
+    try:
+        args = json.loads(about.get("model_args", "{}"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ArgumentsError(f"The model_args of {path} are no JSON; export the file that training wrote.") from error
+    if isinstance(args, dict):
+        args.pop("pretrained", None)  # of the training run: this file holds the weights
+    check_arguments(architecture, args, str(path))
+    return args
 
 
 def verify(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +30,13 @@ from zoo.catalog import VARIANTS, Variant
 from zoo.errors import CheckpointMismatchError, WeightsUnavailableError
 from zoo.layers.positions import GridTable
 from zoo.lookup import find_variant
+from zoo.models.ancestry import Ancestor, ancestor_of, published_variant, strictest
+from zoo.models.arguments import check_arguments, check_config
 from zoo.weights import Checkpoint, KeyRules
 from zoo.weights.hub import HUB_FILENAME, hub_file, split_id
 from zoo.weights.sources import BUNDLED
 
 _logger = logging.getLogger("zoo")
-
-
-@dataclass(frozen=True)
-class Ancestor:
-    """Whose weights a model started from. name: a variant, a repository of the Hub or a file. license: theirs."""
-
-    name: str
-    license: str
 
 
 class ZooModel(nn.Module):
@@ -149,7 +143,8 @@ class ZooModel(nn.Module):
                     module.reset_parameters()
             head.apply(init_linear)
             _logger.warning("%s: %s is not in %s and starts at random, to be trained.", name, self.head_name, path)
-        self.ancestor = _ancestor(checkpoint, getattr(self, "pretrained_cfg", {}).get("license") or "")
+        license = getattr(self, "pretrained_cfg", {}).get("license") or ""
+        self.ancestor = ancestor_of(checkpoint.extra, path.name, license)
 
     def _adapt_in_chans(self, state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
         key = self.first_conv + ".weight"
@@ -227,6 +222,11 @@ def register_family(family: str, forms: Mapping[str, type[ZooModel]], module_nam
     return default_cfgs
 
 
+def model_classes() -> Mapping[str, type[ZooModel]]:
+    """The class of each of the zoo's architectures, once all families are imported."""
+    return _MODEL_CLS
+
+
 def _model_cls(variant: Variant, forms: Mapping[str, type[ZooModel]]) -> type[ZooModel]:
     ending = variant.architecture.rpartition("_")[2]
     return forms[ending if ending in forms else variant.form]
@@ -267,6 +267,8 @@ def _create(
     if variant.form != "encoder" and kwargs.pop("features_only", False):
         raise ValueError(model_cls.features_only_advice.format(variant.architecture))
     overlay = dict(pretrained_cfg_overlay or {})
+    if (place := _published_place(pretrained_cfg)) is not None:
+        pretrained_cfg = _check_published(variant.architecture, pretrained_cfg, kwargs, place)
     origin = None
     if pretrained:
         path, origin = _weights_file(variant, pretrained_cfg, overlay, cache_dir)
@@ -284,11 +286,42 @@ def _create(
         **{**variant.args, **kwargs},
     )
     if origin is not None and isinstance(model, ZooModel):
-        license = model.ancestor.license if model.ancestor else model.pretrained_cfg.get("license", "")
-        model.ancestor = Ancestor(origin, license)
+        found = model.ancestor
+        known, said = published_variant(origin), model.pretrained_cfg.get("license")
+        said = known.license.lower() if known else said or (found.license if found else "")
+        model.ancestor = replace(strictest(Ancestor(origin, said), *([found] if found else [])), name=origin)
     # timm adds the caller's; so a published config says all of them
     model._model_args = dict(variant.args)  # type: ignore[assignment]
     return model.to(device) if pretrained and device is not None else model
+
+
+def _published_place(pretrained_cfg: Any) -> str | None:
+    """The repository or folder whose config.json timm has read; None if the config is the caller's or the catalog's."""
+    cfg = pretrained_cfg.to_dict() if isinstance(pretrained_cfg, PretrainedCfg) else pretrained_cfg
+    if not isinstance(cfg, dict) or cfg.get("source") not in _OWN_PLACE:
+        return None
+    return str(cfg.get(_OWN_PLACE[cfg["source"]]))
+
+
+_OWN_PLACE = {"hf-hub": "hf_hub_id", "local-dir": "file"}
+"""What timm itself writes into the config of each source of published models: where it was read from."""
+
+
+def _check_published(architecture: str, pretrained_cfg: Any, kwargs: dict[str, Any], place: str) -> dict[str, Any]:
+    """A published model's config without what it says of other places; ArgumentsError for a model that can't be.
+
+    kwargs: timm's, where the config's own arguments stand unless the caller has given others.
+    """
+    cfg = dict(pretrained_cfg.to_dict() if isinstance(pretrained_cfg, PretrainedCfg) else pretrained_cfg)
+    own = _OWN_PLACE[cfg["source"]]
+    for key in ("url", "file", "state_dict", "hf_hub_id"):
+        if key != own and cfg.pop(key, None):
+            _logger.warning("%s: its config.json names another %s, which is left alone.", place, key)
+    where = f"The config.json of {place}"
+    check_config(cfg, where)
+    theirs = kwargs.get("pretrained_model_args") or {}
+    check_arguments(architecture, {name: value for name, value in theirs.items() if kwargs.get(name) is value}, where)
+    return cfg
 
 
 def _weights_file(
@@ -324,21 +357,6 @@ def _weights_file(
         )
     name = f"{variant.architecture}.{tag}"
     return fetch(name), name
-
-
-def _ancestor(checkpoint: Checkpoint, license: str) -> Ancestor | None:
-    """Whose weights a checkpoint holds, by what it says; None for those of a run that started at random.
-
-    license: of the architecture's published weights, as which a file that says nothing counts: a checkpoint of the
-    authors keeps their license, whatever its name.
-    """
-    about, name = checkpoint.extra, checkpoint.path.name
-    if "license" in about:
-        return Ancestor(str(about.get("base_model", name)), str(about["license"]))
-    if "recipe" in about:
-        return None
-    name = str(about.get("variant", name))
-    return Ancestor(name, next((v.license.lower() for v in VARIANTS if v.name == name), license))
 
 
 def _check_state(

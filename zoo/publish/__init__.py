@@ -14,7 +14,7 @@ from torch import nn
 
 from zoo.catalog import Metric
 from zoo.publish.card import card_data, make_card
-from zoo.publish.checks import check_finite, check_folder, check_loads_back
+from zoo.publish.checks import check_finite, check_folder, check_loads_back, check_repository
 from zoo.publish.example import draw_example
 from zoo.publish.export import export_model, export_run, write_weights
 from zoo.publish.folder import (
@@ -27,11 +27,12 @@ from zoo.publish.folder import (
     PICTURES,
     RECIPE,
     SUMS,
+    copy_published,
     listing,
     write_sums,
 )
 from zoo.publish.hub import upload
-from zoo.publish.licenses import DEFAULT_LICENSE, PERMISSIVE, choose_license
+from zoo.publish.licenses import DEFAULT_LICENSE, choose_license
 from zoo.publish.runs import Run
 
 __all__ = [
@@ -42,7 +43,6 @@ __all__ = [
     "FEATURES",
     "FILES",
     "LOSS",
-    "PERMISSIVE",
     "PICTURES",
     "RECIPE",
     "SUMS",
@@ -51,7 +51,9 @@ __all__ = [
     "check_finite",
     "check_folder",
     "check_loads_back",
+    "check_repository",
     "choose_license",
+    "copy_published",
     "draw_example",
     "export_model",
     "export_run",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from zoo.models import Ancestor, ZooModel
 from zoo.publish.folder import LOSS, PICTURES, RECIPE, SUMS
 from zoo.publish.runs import Run
 from zoo.weights import files, sources
+
+REPOSITORY = "ZOO_REPOSITORY"
+"""Environment variable: where the zoo's git repository is, for cards to say; it has no public address of its own."""
 
 _FORMS = {
     "encoder": "A backbone for single images",
@@ -38,7 +43,7 @@ def make_card(
     data = card_data(variant, repo, license, model.num_classes, datasets, metrics, ancestor)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     trained = (
-        f"trained by pretext-zoo's recipe `{run.recipe.name}`" if run is not None else "published with pretext-zoo"
+        f"trained by pretext-zoo's recipe {_code(run.recipe.name)}" if run is not None else "published with pretext-zoo"
     )
     sections = [
         f"# {repo.rpartition('/')[2]}",
@@ -52,14 +57,16 @@ def make_card(
     if run is not None:
         sections.append(f"## Training\n\n{_training(run, (folder / LOSS).is_file())}")
     if metrics:
-        rows = [f"| {m.task} | {m.dataset} | {m.name} | {m.value:g} | {m.conditions} | {m.source} |" for m in metrics]
+        cells = [(m.task, m.dataset, m.name, f"{m.value:g}", m.conditions, m.source) for m in metrics]
+        rows = [f"| {' | '.join(map(plain, row))} |" for row in cells]
         head = "| Task | Data | Measure | Value | Conditions | Source |\n| --- | --- | --- | ---: | --- | --- |"
         sections.append("## Figures\n\n" + "\n".join((head, *rows)))
-    origin = f" They started from {ancestor.name} ({ancestor.license})." if ancestor else ""
+    origin = f" They started from {plain(ancestor.name)} ({plain(ancestor.license)})." if ancestor else ""
     if run is not None and not (ancestor or run.recipe.init):
         origin = " They started at random."
     sections.append(
-        f"## License and origin\n\nThe weights are under {license}.{origin} `sha256sum -c {SUMS}` checks the files."
+        f"## License and origin\n\nThe weights are under {plain(license)}.{origin} `sha256sum -c {SUMS}` checks the "
+        "files."
     )
     return f"---\n{data}\n---\n\n" + "\n\n".join(sections) + "\n"
 
@@ -99,8 +106,8 @@ def card_data(
 
 def _hub_repository(name: str) -> str | None:
     """The Hub's repository that an ancestor's name means: itself, or where a variant is pinned to."""
-    if "/" in name:
-        return name
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
+        return name.partition("@")[0]
     pin = (files.read_json(sources.LOCK_FILE) or {}).get(name)
     return pin["repo"] if pin else None
 
@@ -111,17 +118,19 @@ def _loading(variant: Variant, repo: str, model: ZooModel) -> str:
         "encoder": f"output = model(torch.randn(1, {size}))",
         "pretraining": f"features = model.encoder(torch.randn(1, {size}))",
     }.get(variant.form, f"output = model(*torch.randn(2, 1, {size}))  # two images")
+    address = os.environ.get(REPOSITORY, "")
+    install = f"pip install git+{address}" if address else "in a clone of pretext-zoo: pip install ."
     return f"""```python
 import timm
 import torch
 
-import zoo  # pip install pretext-zoo; registers its architectures with timm
+import zoo  # registers its architectures with timm; {install}
 
 model = timm.create_model("hf-hub:{repo}", pretrained=True).eval()
 {call}
 ```
 
-Or by torch.hub, from a clone of pretext-zoo:
+Or by torch.hub, from a clone of pretext-zoo{f" (`git clone {address}`)" if address else ""}:
 
 ```python
 model = torch.hub.load("path/to/pretext-zoo", "{variant.architecture}", source="local", weights="{repo}")
@@ -130,14 +139,13 @@ model = torch.hub.load("path/to/pretext-zoo", "{variant.architecture}", source="
 
 def _training(run: Run, has_curve: bool) -> str:
     recipe = run.recipe
-    _, *data = recipe.data.items()
     rows = {
-        "Recipe": f"[{recipe.name}]({RECIPE})" + (f", {recipe.source}" if recipe.source else ""),
-        "Objective": _settings(recipe.objective),
-        "Data": recipe.data.get("source", "") + "".join(f", {key} {value}" for key, value in data if key != "path"),
+        "Recipe": f"[{plain(recipe.name)}]({RECIPE})" + (f", {plain(recipe.source)}" if recipe.source else ""),
+        "Objective": _settings(recipe.objective, "name"),
+        "Data": _settings({key: value for key, value in recipe.data.items() if key != "path"}, "source"),
         "Steps": f"{run.steps:,} of {recipe.batch_size} samples"
         + ("" if run.finished else "; **the run was not finished when this was published**"),
-        "Optimizer": f"{recipe.optimizer.name}, peak learning rate {recipe.learning_rate():.3g}, weight decay "
+        "Optimizer": f"{plain(recipe.optimizer.name)}, peak learning rate {recipe.learning_rate():.3g}, weight decay "
         f"{recipe.optimizer.weight_decay:g}; {recipe.precision}",
     }
     if run.rows:
@@ -146,5 +154,18 @@ def _training(run: Run, has_curve: bool) -> str:
     return table + (f"\n\n![The loss over the steps]({LOSS})" if has_curve else "")
 
 
-def _settings(settings: dict[str, Any]) -> str:
-    return ", ".join(str(value) if key == "name" else f"{key} {value}" for key, value in settings.items())
+def _settings(settings: dict[str, Any], title: str) -> str:
+    """ "scenes, image_size 64": the value of `title`, and the other settings behind it, in whatever order they are."""
+    others = [f"{plain(key)} {plain(value)}" for key, value in settings.items() if key != title]
+    return ", ".join([plain(settings.get(title, "")), *others])
+
+
+def plain(text: Any) -> str:
+    """A text as Markdown that shows it and does nothing else: on one line, in a table too."""
+    line = re.sub(r"[\x00-\x20\x7f-\xa0\u2028\u2029]+", " ", str(text)).strip()
+    return re.sub(r"([\\`*\[\]<>|~]|(?<!\w)_|_(?!\w))", r"\\\1", line)  # within words _ does nothing
+
+
+def _code(text: str) -> str:
+    """A name in Markdown's typewriter letters."""
+    return "`" + re.sub(r"[`|\s\x00-\x1f]+", " ", text).strip() + "`"

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from torch import Tensor, nn
 
 from zoo.catalog import Variant
-from zoo.errors import PublishError, UnknownVariantError
+from zoo.errors import PublishError, UnknownVariantError, ZooError
 from zoo.lookup import find_variant
-from zoo.models import Ancestor, ZooModel
+from zoo.models import ZooModel
 from zoo.models._masked import PatchPredictor
-from zoo.publish.folder import CARD, CONFIG, metadata_of, write_sums
+from zoo.models.ancestry import ancestor_of
+from zoo.publish.folder import CARD, CONFIG, metadata_of, own_file, write_sums
 from zoo.publish.licenses import DEFAULT_LICENSE, choose_license
+from zoo.train.plain_yaml import PlainYamlError, read_yaml
 from zoo.weights.hub import HUB_FILENAME
 
 
 def variant_of(model: nn.Module) -> Variant:
     """The catalog's entry of a model's architecture. Raises PublishError for what timm could not make again."""
-    architecture = getattr(model, "pretrained_cfg", {}).get("architecture", "")
     if isinstance(model, ZooModel) and hasattr(model, "_model_args"):
+        architecture = model.pretrained_cfg.get("architecture", "")
         try:
             return find_variant(architecture)
         except UnknownVariantError:
@@ -37,9 +41,28 @@ def variant_of(model: nn.Module) -> Variant:
     )
 
 
+def check_repository(repo: str) -> None:
+    """Raise PublishError for what can't be the name of a repository on the Hub: before anything is computed."""
+    try:
+        validate_repo_id(repo)
+        problem = None if repo.count("/") == 1 else "a repository is called OWNER/NAME"
+    except HFValidationError as error:
+        problem = str(error).partition("\n")[0].rstrip(".")
+    if problem is not None:
+        raise PublishError(f"{repo!r} can't be published: {problem}; give one such as me/croco_nano_rooms.")
+
+
 def check_finite(state: dict[str, Tensor]) -> None:
     """Raise PublishError if any tensor holds NaN or infinity."""
     for name, tensor in state.items():
+        if tensor.is_meta:
+            raise PublishError(f"{name} has no values, being on the meta device; load weights into the model first.")
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise PublishError(
+                f"{name} is in {kind}, and models are made in float32, so it would not load back as it is; publish "
+                "model.float()."
+            )
         if tensor.is_floating_point() and not tensor.isfinite().all():
             count = int((~tensor.isfinite()).sum())
             raise PublishError(
@@ -63,17 +86,33 @@ def check_loads_back(folder: Path, model: nn.Module | None = None) -> nn.Module:
         ) from error
     if model is None:
         return loaded
-    like = next(model.parameters())
-    loaded.to(like.device, like.dtype)
-    theirs = loaded.state_dict()
-    if changed := [key for key, value in model.state_dict().items() if not torch.equal(value, theirs[key])]:
+    loaded.to(next(model.parameters()).device)
+    ours, theirs = model.state_dict(), loaded.state_dict()
+    if odd := [key for key in (*ours, *theirs) if key not in ours or key not in theirs]:
         raise PublishError(
-            f"This model would not load back: {changed[0]} would have other values. Publish it in the precision that "
-            "it was made in."
+            f"This model would not load back: {odd[0]} is only in one of it and what its name and arguments give. Make "
+            "it with the arguments that it has, such as num_classes, and load your weights into it."
         )
+    if changed := [key for key, value in ours.items() if not torch.equal(value, theirs[key])]:
+        key = changed[0]
+        if ours[key].shape != theirs[key].shape:
+            raise PublishError(
+                f"This model would not load back: {key} has the shape {tuple(ours[key].shape)} where its name and "
+                f"arguments give {tuple(theirs[key].shape)}. Make it with the arguments that it has, such as "
+                "num_classes, and load your weights into it."
+            )
+        raise PublishError(f"This model would not load back: {key} would have other values. Publish it as it was made.")
     training = model.training
     try:
         results = [_outputs(net.eval(), loaded) for net in (model, loaded)]
+    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        if isinstance(error, ZooError):
+            raise
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise PublishError(
+            f"This model can't be compared with what would load back ({reason}); publish one as timm.create_model "
+            "makes it, not compiled or changed."
+        ) from error
     finally:
         model.train(training)
     for ours, theirs in zip(*results, strict=True):
@@ -123,24 +162,38 @@ def check_folder(folder: str | Path, license: str | None = None) -> None:
     """
     folder = Path(folder)
     for name in (CONFIG, HUB_FILENAME, CARD):
-        if not (folder / name).is_file():
+        if own_file(folder, name) is None:
             raise PublishError(f"{folder} has no {name}; export the model again, with `zoo push --dry-run`.")
+    _check_architecture(folder / CONFIG)
     loaded = check_loads_back(folder)
     check_finite(loaded.state_dict())
-    try:
-        claimed = ModelCard.load(folder / CARD).data.license
-    except (ValueError, TypeError, yaml.YAMLError) as error:
-        reason = str(error).partition("\n")[0]
-        raise PublishError(
-            f"The metadata at the top of {folder / CARD} can't be read ({reason}); correct it."
-        ) from error
-    if not isinstance(claimed, str):
-        raise PublishError(f"{folder / CARD} names no license; add a line such as 'license: {DEFAULT_LICENSE}'.")
+    claimed = _license_of(folder / CARD)
     if license is not None and license.lower() != claimed.lower():
         raise PublishError(f"{folder / CARD} says that the license is {claimed}, not {license}; change it there.")
     about = metadata_of(folder / HUB_FILENAME)
-    if about.get("license"):
-        choose_license(
-            claimed, Ancestor(about.get("base_model", about.get("variant", "those of this file")), about["license"])
-        )
+    if about.keys() & {"license", "base_model", "variant"}:
+        choose_license(claimed, ancestor_of(about, "those of this file", ""))
     write_sums(folder)
+
+
+def _check_architecture(config: Path) -> None:
+    """Raise PublishError unless timm will make one of the zoo's models of a config.json."""
+    try:
+        name = json.loads(config.read_bytes())["architecture"]
+        find_variant(name if isinstance(name, str) else "")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise PublishError(f"{config} names no architecture of the zoo; export the model again.") from error
+
+
+def _license_of(card: Path) -> str:
+    """The license that a card's metadata names. Raises PublishError for metadata that the Hub would refuse."""
+    text = card.read_text("utf-8", "replace")
+    front = re.match(r"\s*---\r?\n(.*?)\r?\n---(\r?\n|$)", text, re.DOTALL)
+    try:
+        data = read_yaml(front[1]) if front else None
+    except PlainYamlError as error:
+        raise PublishError(f"The metadata at the top of {card} can't be read ({error}); correct it.") from error
+    claimed = data.get("license") if isinstance(data, dict) else None
+    if not isinstance(claimed, str):
+        raise PublishError(f"{card} names no license; add a line such as 'license: {DEFAULT_LICENSE}'.")
+    return claimed

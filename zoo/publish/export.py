@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from timm.models._hub import save_config_for_hf
@@ -13,10 +14,11 @@ from zoo.catalog import Metric, Variant
 from zoo.errors import PublishError
 from zoo.models import ZooModel
 from zoo.publish.card import make_card
-from zoo.publish.checks import check_finite, check_loads_back, variant_of
+from zoo.publish.checks import check_finite, check_loads_back, check_repository, variant_of
 from zoo.publish.example import draw_example
-from zoo.publish.folder import CARD, CONFIG, LOSS, RECIPE, write_sums
+from zoo.publish.folder import CARD, CONFIG, FILES, LOSS, RECIPE, write_sums, write_text
 from zoo.publish.licenses import choose_license
+from zoo.publish.private import public_recipe
 from zoo.publish.runs import Run, draw_loss, read_run, write_recipe
 from zoo.weights import files, save_safetensors
 from zoo.weights.hub import HUB_FILENAME
@@ -36,18 +38,23 @@ def export_model(
 
     Raises PublishError, ImageError or CorruptWeightsError (a full disk).
     """
+    check_repository(repo)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    for name in FILES:  # links of what was there before are not written through
+        if (folder / name).is_symlink():
+            (folder / name).unlink()
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     variant = variant_of(model)
     assert isinstance(model, ZooModel)
     license = choose_license(license, model.ancestor)
     write_weights(model, folder, license, classes=run.classes if run else ())
     loaded = check_loads_back(folder, model)
     if run is not None:
+        run = replace(run, recipe=public_recipe(run.recipe))
         write_recipe(run.recipe, folder / RECIPE)
         draw_loss(run, folder / LOSS)
     draw_example(loaded, variant, folder)
-    (folder / CARD).write_text(make_card(model, variant, folder, repo, license, datasets, metrics, run), "utf-8")
+    write_text(folder / CARD, make_card(model, variant, folder, repo, license, datasets, metrics, run))
     write_sums(folder)
     return folder
 
@@ -59,6 +66,7 @@ def export_run(
 
     Raises PublishError if it holds no run, and what `export_model` raises.
     """
+    check_repository(repo)
     model, state = read_run(run)
     return export_model(model, folder, repo, license=license, datasets=datasets, metrics=state.metrics, run=state)
 

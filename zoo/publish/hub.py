@@ -12,6 +12,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 
 from zoo import __version__
 from zoo.errors import PublishError
+from zoo.publish.checks import check_repository
 from zoo.publish.folder import FILES, SUMS, listing
 from zoo.weights import files
 from zoo.weights.hub import explain
@@ -31,6 +32,7 @@ def upload(
 
     Raises PublishError.
     """
+    check_repository(repo)
     folder = Path(folder)
     ours = {name: folder / name for name in listing(folder)}
     api = HfApi(library_name="pretext-zoo", library_version=__version__)

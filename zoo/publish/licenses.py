@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from zoo.errors import PublishError
-from zoo.models import Ancestor
-
-PERMISSIVE = frozenset(("apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "mit", "unlicense"))
-"""Licenses under which weights may be published under another one, in the Hub's spelling."""
+from zoo.models.ancestry import PERMISSIVE, Ancestor
 
 DEFAULT_LICENSE = "apache-2.0"
 """Of weights that started at random, when nobody says."""

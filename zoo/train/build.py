@@ -10,9 +10,10 @@ import torch
 from timm.optim import create_optimizer_v2
 from torch import nn
 
-from zoo.errors import RecipeError, ZooError
+from zoo.errors import ArgumentsError, RecipeError, ZooError
 from zoo.lookup import find_variant
 from zoo.models import fetch
+from zoo.models.arguments import check_arguments
 from zoo.models.croco import create_pair_model
 from zoo.train.curriculum import Curriculum
 from zoo.train.data import sources
@@ -69,19 +70,39 @@ def make_model(recipe: Recipe) -> nn.Module:
     """The recipe's model, from what it starts from, or freshly drawn with the recipe's seed."""
     if recipe.model != "create_pair_model" and not timm.is_model(recipe.model):
         find_variant(recipe.model)  # names the nearest ones
-    args = dict(recipe.model_args)
+    args = check_model_args(recipe)
     if recipe.init:
         find_variant(recipe.model)  # timm's own models load less strictly
         args |= dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(_init_file(recipe.init))))
     torch.manual_seed(recipe.seed)
     try:
         if recipe.model == "create_pair_model":
-            return create_pair_model(**recipe.model_args)
+            return create_pair_model(**args)
         return timm.create_model(recipe.model, **args)
     except ZooError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:
         raise RecipeError(f"The recipe's model_args don't fit {recipe.model} ({error}); correct them.") from error
+
+
+def check_model_args(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's model_args, with `pretrained` if they have it. Raises RecipeError for what a recipe may not say.
+
+    A recipe may come from somebody else: what a model starts from is said by `init` and nowhere else.
+    """
+    args = dict(recipe.model_args)
+    if (pretrained := args.pop("pretrained", False)) not in (True, False):
+        raise RecipeError(f"The recipe's model_args have pretrained: {pretrained!r}; write true or false.")
+    try:
+        check_arguments(recipe.model, args, f"The recipe {recipe.name}")
+    except ArgumentsError as error:
+        advice = " Say what the model starts from with init." if set(args) & _WEIGHTS_ARGUMENTS else ""
+        raise RecipeError(f"{error}{advice}") from error
+    return args | dict(pretrained=True) if pretrained else args
+
+
+_WEIGHTS_ARGUMENTS = frozenset(("checkpoint_path", "file", "pretrained_cfg", "pretrained_cfg_overlay"))
+"""Arguments of timm's that choose weights."""
 
 
 def _init_file(init: str) -> Path:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import os
+import reprlib
 import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from zoo.errors import RecipeError
+from zoo.train.plain_yaml import MAX_LENGTH, PlainYamlError, read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -96,6 +97,15 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
+_RANGES = {
+    "batch_size": (1, 1 << 20),
+    "checkpoint_steps": (1, 1 << 40),
+    "log_steps": (1, 1 << 40),
+    "seed": (0, (1 << 63) - 1),
+}
+"""Numbers of a recipe, and between what they make sense."""
+
+
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the zoo."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -111,14 +121,17 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         path = RECIPES / f"{name_or_path}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's it asks no more of a folder than there is to see
         raise RecipeError(
             f"There is no recipe '{name_or_path}'; give a .yaml file or one of {', '.join(recipe_names())}."
         )
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8") as file:
+            settings = read_yaml(file.read(MAX_LENGTH + 1))
+    except (PlainYamlError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not readable YAML ({error}); correct it there.") from error
+    except OSError as error:
+        raise RecipeError(f"{path} can't be read ({error.strerror}); check its permissions.") from error
     if not isinstance(settings, dict):
         raise RecipeError(f"{path} holds no settings; a recipe is a YAML mapping, see zoo/train/recipes.")
     for key, value in (overrides or {}).items():
@@ -163,9 +176,10 @@ def _parse(cls: Any, settings: dict[str, Any], where: str) -> Any:
             raise RecipeError(f"{where} has schedule.unit '{values['schedule'].unit}'; choose epochs or steps.")
         if values.get("precision", "fp32") not in ("fp32", "bf16"):
             raise RecipeError(f"{where} has precision '{values['precision']}'; choose fp32 or bf16.")
-        for key in ("batch_size", "checkpoint_steps", "log_steps"):
-            if values.get(key, 1) < 1:
-                raise RecipeError(f"{where} has {key}: {values[key]}; it must be at least 1.")
+        for key, (low, high) in _RANGES.items():
+            if not low <= values.get(key, low) <= high:
+                wish = f"it must be at least {low}" if values[key] < low else f"the most is {high:,}"
+                raise RecipeError(f"{where} has {key}: {values[key]}; {wish}.")
     if cls is Optimizer and "betas" in values:
         values["betas"] = tuple(values["betas"])
     return cls(**values)
@@ -178,9 +192,9 @@ def _checked(key: str, value: Any, hint: Any, where: str) -> Any:
     if kinds & {float, int} and not isinstance(value, bool):
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
-        if float in kinds and not math.isnan(number):
+        if float in kinds and math.isfinite(number):
             return number
         if int in kinds and number.is_integer():
             return int(number)
@@ -189,4 +203,6 @@ def _checked(key: str, value: Any, hint: Any, where: str) -> Any:
     plain: dict[Any, Any] = {str: str, bool: bool, tuple[float, float]: (list, tuple)}
     if any(isinstance(value, plain.get(kind, dict)) for kind in kinds - {float, int, type(None)}):
         return value
-    raise RecipeError(f"{where} has {key}: {value!r}, which is no {getattr(hint, '__name__', hint)}; correct it.")
+    raise RecipeError(
+        f"{where} has {key}: {reprlib.repr(value)}, which is no {getattr(hint, '__name__', hint)}; correct it."
+    )

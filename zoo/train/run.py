@@ -60,7 +60,7 @@ class Run:
         (self.folder / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(self.recipe.to_dict()))), "utf-8")
         log = self.folder / "log.jsonl"
         if start and log.exists():
-            self.rows = [row for row in map(json.loads, _whole_lines(log)) if row["step"] <= start]
+            self.rows = [row for row in _read_rows(log) if row["step"] <= start]
         log.write_text("".join(json.dumps(row) + "\n" for row in self.rows), "utf-8")
         self.board = SummaryWriter(self.folder / "tensorboard", purge_step=start)
         self.opened = self.logged = time.monotonic()
@@ -142,8 +142,7 @@ class Run:
 def read_log(run: str | Path) -> list[dict[str, Any]]:
     """The rows of a run's log.jsonl: step, lr, images_per_second, seconds, means since the row before of the loss
     and of what else the objective reports, and after a validation its figures (validation_top1...)."""
-    lines = (Path(run) / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    return _read_rows(Path(run) / "log.jsonl")
 
 
 def draw_loss(rows: list[dict[str, Any]], path: Path, title: str) -> None:
@@ -173,9 +172,21 @@ def _ancestry(model: nn.Module) -> dict[str, str]:
     return dict(base_model=ancestor.name, license=ancestor.license) if ancestor else {}
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """Lines of a log, without a last one that a kill cut short."""
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+def _read_rows(log: Path) -> list[dict[str, Any]]:
+    """Rows of a log, without a last one that a kill cut short. Raises TrainingError for what is no such row."""
+    rows = []
+    try:
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+        for line in lines if not lines or lines[-1].endswith("\n") else lines[:-1]:
+            row = json.loads(line)
+            if type(row["step"]) is not int or type(row["loss"]) not in (int, float):
+                raise ValueError("step or loss is no number")
+            rows.append(row)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise TrainingError(
+            f"{log} can't be read in row {len(rows) + 1} ({type(error).__name__}); remove that row, or the file."
+        ) from error
+    return rows
 
 
 def check_finite(losses: list[float], done: int, plan: Plan) -> None:
