@@ -39,7 +39,9 @@ def train(
     ] = None,
     settings: _Settings = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare data.")] = 2,
-    accumulate: Annotated[int, typer.Option(min=1, help="Parts to compute a batch in, to save memory.")] = 1,
+    accumulate: Annotated[
+        int | None, typer.Option(min=1, help="Parts to compute a batch in, to save memory; default: the recipe's.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Take three steps and tell what the run comes to.")
     ] = False,

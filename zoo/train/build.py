@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from zoo.errors import ArgumentsError, RecipeError, ZooError
@@ -17,6 +19,7 @@ from zoo.models.arguments import check_arguments
 from zoo.models.croco import create_pair_model
 from zoo.train.curriculum import Curriculum
 from zoo.train.data import sources
+from zoo.train.extensions import is_extension, load_class
 from zoo.train.objectives.classify import Classification, LinearProbe
 from zoo.train.objectives.cross_view import CrossViewCompletion
 from zoo.train.objectives.jigsaw import Jigsaw
@@ -26,6 +29,8 @@ from zoo.train.objectives.objective import Objective
 from zoo.train.objectives.pirl import Pirl
 from zoo.train.objectives.stereo_flow import Flow, Stereo
 from zoo.train.recipe import Recipe
+from zoo.train.schedule import Plan, make_plan
+from zoo.train.validate import check_validation
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "cross_view_completion": CrossViewCompletion,
@@ -47,11 +52,70 @@ VALIDATION_SEED = 2**32 - 1
 """Of procedural validation images: not a training run's, and the same for all of them."""
 
 
+@dataclass
+class Parts:
+    """What a recipe's training run is made of.
+
+    held_out: what it is validated on, or None. average: the moving average of the objective's weights, or None.
+    """
+
+    source: Any
+    held_out: Any
+    plan: Plan
+    objective: Objective
+    curriculum: Curriculum
+    optimizer: torch.optim.Optimizer
+    average: ModelEmaV3 | None
+
+    def update_average(self, step: int) -> None:
+        """Take the weights after a step into their average, if the recipe has one."""
+        if self.average is not None:
+            self.average.update(self.objective, step)
+
+    def to(self, device: torch.device) -> None:
+        """Move what isn't part of the objective to where accelerate has moved that."""
+        if self.average is not None:
+            self.average.to(device)
+
+
+def make_parts(recipe: Recipe, source: Any = None, processes: int = 1) -> Parts:
+    """Everything that a run needs, on the CPU, as it is at the first step.
+
+    source: the samples, in place of those that the recipe's `data` names. Raises RecipeError, DataError (ValueErrors).
+    """
+    if source is None:
+        source = make_source(recipe)
+    objective = make_objective(recipe, source)
+    curriculum = make_curriculum(recipe, source, objective)
+    held_out = make_validation_source(recipe)
+    if held_out is not None:
+        check_validation(objective, source, held_out)
+    if recipe.sync_batchnorm and processes > 1:
+        objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
+    return Parts(
+        source,
+        held_out,
+        make_plan(recipe, len(source)),
+        objective,
+        curriculum,
+        make_optimizer(recipe, objective),
+        ModelEmaV3(objective, recipe.ema) if recipe.ema is not None else None,
+    )
+
+
 def objective_class(recipe: Recipe) -> type[Objective]:
+    """The objective's class: one of the zoo's, or one's own as "package.module:Class"."""
     name = recipe.objective.get("name")
+    if is_extension(name):
+        found = load_class(str(name), "objective")
+        if not issubclass(found, Objective):
+            raise RecipeError(f"The objective {name} is no subclass of zoo.train.Objective; make it one.")
+        return found
     if name not in OBJECTIVES:
-        raise RecipeError(f"The objective '{name}' is unknown; choose {', '.join(OBJECTIVES)}.")
-    return OBJECTIVES[name]
+        raise RecipeError(
+            f"The objective '{name}' is unknown; choose {', '.join(OBJECTIVES)}, or your own as package.module:Class."
+        )
+    return OBJECTIVES[str(name)]
 
 
 def make_source(recipe: Recipe) -> Any:

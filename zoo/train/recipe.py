@@ -21,10 +21,11 @@ RECIPES = Path(__file__).parent / "recipes"
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then a cosine to `min_lr` over `length`, cut off at `stop`; all in `unit`s.
+    """Linear warm-up from `warmup_lr`, then a cosine to `min_lr` over `length`, cut off at `stop`; all in `unit`s.
 
-    staircase: the learning rate changes between units only, not within them. validate_every: so many units, and at
-    the end; None: at the end only.
+    milestones: instead of the cosine, the rate is multiplied by `gamma` at each of these units. staircase: the
+    learning rate changes between units only, not within them. validate_every: so many units, and at the end; None: at
+    the end only.
     """
 
     unit: str  # "epochs" or "steps"
@@ -32,6 +33,9 @@ class Schedule:
     length: float
     stop: float | None = None  # the published CroCo runs stop half-way down the cosine
     min_lr: float = 0.0
+    warmup_lr: float = 0.0
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
     staircase: bool = False
     validate_every: float | None = None
 
@@ -65,7 +69,10 @@ class Recipe:
     `Curriculum`; `objective` and `data` themselves say what evaluations are to take. validation: which of these differ
     for the images that the run is validated on; nothing: it isn't. init: what the model starts from, a weights file,
     the folder of another run or a variant; "" for random weights, or those of model_args. precision: "fp32" or "bf16"
-    (autocast). sync_batchnorm: batch statistics over all processes. source: where the settings come from.
+    (autocast). sync_batchnorm: batch statistics over all processes. accumulate: parts that each process's share of a
+    batch is computed in, to save memory. ema: decay of a moving average of the weights, which is validated too, None
+    for none. export: which weights a finished run gives, the "last" ones, the "best" in validation, or the "ema".
+    trackers: of accelerate, besides TensorBoard, such as [wandb]. source: where the settings come from.
     """
 
     name: str
@@ -81,9 +88,13 @@ class Recipe:
     validation: dict[str, Any] = field(default_factory=dict)
     precision: str = "fp32"
     sync_batchnorm: bool = False
+    accumulate: int = 1
+    ema: float | None = None
+    export: str = "last"
     seed: int = 0
     checkpoint_steps: int = 1000
     log_steps: int = 20
+    trackers: tuple[str, ...] = ()
     source: str = ""
 
     def learning_rate(self) -> float:
@@ -101,6 +112,7 @@ _RANGES = {
     "batch_size": (1, 1 << 20),
     "checkpoint_steps": (1, 1 << 40),
     "log_steps": (1, 1 << 40),
+    "accumulate": (1, 1 << 20),
     "seed": (0, (1 << 63) - 1),
 }
 """Numbers of a recipe, and between what they make sense."""
@@ -176,13 +188,25 @@ def _parse(cls: Any, settings: dict[str, Any], where: str) -> Any:
             raise RecipeError(f"{where} has schedule.unit '{values['schedule'].unit}'; choose epochs or steps.")
         if values.get("precision", "fp32") not in ("fp32", "bf16"):
             raise RecipeError(f"{where} has precision '{values['precision']}'; choose fp32 or bf16.")
+        _check_export(values, where)
         for key, (low, high) in _RANGES.items():
             if not low <= values.get(key, low) <= high:
                 wish = f"it must be at least {low}" if values[key] < low else f"the most is {high:,}"
                 raise RecipeError(f"{where} has {key}: {values[key]}; {wish}.")
-    if cls is Optimizer and "betas" in values:
-        values["betas"] = tuple(values["betas"])
-    return cls(**values)
+    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def _check_export(values: dict[str, Any], where: str) -> None:
+    """Raise RecipeError unless the weights that are to be exported will be there."""
+    export, ema = values.get("export", "last"), values.get("ema")
+    if export not in ("last", "best", "ema"):
+        raise RecipeError(f"{where} has export '{export}'; choose last, best or ema.")
+    if export == "ema" and ema is None:
+        raise RecipeError(f"{where} exports the moving average of its weights and has none; set ema, such as 0.9999.")
+    if export == "best" and not values.get("validation"):
+        raise RecipeError(f"{where} exports the weights that are best in validation and has none; add validation.")
+    if ema is not None and not 0 < ema < 1:
+        raise RecipeError(f"{where} has ema: {ema}; the average's decay is between 0 and 1, such as 0.9999.")
 
 
 def _checked(key: str, value: Any, hint: Any, where: str) -> Any:
@@ -200,7 +224,11 @@ def _checked(key: str, value: Any, hint: Any, where: str) -> Any:
             return int(number)
     if value is None and type(None) in kinds:
         return None
+    if kinds & {tuple[float, ...], tuple[str, ...]} and isinstance(value, (list, tuple)):
+        of = float if tuple[float, ...] in kinds else str
+        return tuple(_checked(key, entry, of, where) for entry in value)
     plain: dict[Any, Any] = {str: str, bool: bool, tuple[float, float]: (list, tuple)}
+    plain |= {tuple[float, ...]: (), tuple[str, ...]: ()}
     if any(isinstance(value, plain.get(kind, dict)) for kind in kinds - {float, int, type(None)}):
         return value
     raise RecipeError(

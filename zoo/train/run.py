@@ -1,18 +1,23 @@
-"""The folder of a training run: its log, its checkpoint, and how it goes on from there."""
+"""The folder of a training run: its log, its checkpoint, its weights, and how it goes on from there."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import torch
 import yaml
+from accelerate import Accelerator
+from matplotlib.figure import Figure
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from zoo.errors import DivergedError, TrainingError
 from zoo.train.recipe import Recipe, parse_recipe
@@ -20,123 +25,213 @@ from zoo.train.schedule import Plan
 from zoo.weights import save_safetensors
 from zoo.weights.files import write_json
 
+if TYPE_CHECKING:
+    from zoo.train.build import Parts
+
+LOGGING = ("name", "source", "log_steps", "checkpoint_steps", "trackers")
+"""Settings that a run may go on with changed: they decide nothing of what it trains."""
+
 
 class Run:
-    """The files of one training run."""
+    """The files of one training run; the main process writes them."""
 
-    def __init__(self, folder: Path, recipe: Recipe, plan: Plan) -> None:
-        self.folder, self.recipe, self.plan = folder, recipe, plan
-        self.checkpoint = folder / "checkpoint.safetensors"
-        self.weights = folder / "model.safetensors"
+    def __init__(self, folder: str | Path, recipe: Recipe, plan: Plan, accelerator: Accelerator) -> None:
+        self.folder, self.recipe, self.plan = Path(folder), recipe, plan
+        self.accelerator, self.main = accelerator, accelerator.is_main_process
+        self.checkpoint = self.folder / "checkpoint.safetensors"
+        self.weights = self.folder / "model.safetensors"
+        self.best_weights = self.folder / "best.safetensors"
+        self.best: dict[str, Any] | None = None  # step, figure and value of the best validation
         self.rows: list[dict[str, Any]] = []
         self.seconds_before = 0.0
         self.opened = self.logged = time.monotonic()
 
-    def resume(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Load the checkpoint into both; returns the number of steps done."""
+    def start(self, parts: Parts) -> int:
+        """Go on from the checkpoint, if there is one, and open the folder; returns the number of steps done."""
+        done = self._resume(parts) if self.checkpoint.exists() else 0
+        if self.main:
+            self._open(done)
+        config = {"recipe": json.dumps(self.recipe.to_dict())}
+        self.accelerator.init_trackers("pretext-zoo", config, {"wandb": {"name": self.recipe.name}})
+        return done
+
+    def _resume(self, parts: Parts) -> int:
         with safe_open(self.checkpoint, "pt") as file:
             state = json.loads(file.metadata()["run"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}
         saved_recipe = parse_recipe(state["recipe"], str(self.checkpoint))  # an older version's lacks newer settings
-        ours, theirs = (json.loads(json.dumps(recipe.to_dict())) for recipe in (self.recipe, saved_recipe))
-        if changed := sorted(key for key in ours if ours[key] != theirs[key]):
+        self._check_same(saved_recipe, state["step"])
+        if state["step"] > self.plan.steps:
             raise TrainingError(
-                f"{self.folder} holds a run with other settings ({', '.join(changed)}); choose another --output, or "
-                "start it again with the settings in its recipe.yaml."
+                f"{self.checkpoint} is of step {state['step']}, beyond the recipe's {self.plan.steps}; it is not of "
+                "this run, so choose another --output."
             )
-        objective.load_state_dict({k[10:]: v for k, v in tensors.items() if k.startswith("objective.")})
+        parts.objective.load_state_dict(_part(tensors, "objective."))
+        if parts.average is not None:
+            parts.average.module.load_state_dict(_part(tensors, "average."))
         saved: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".", 2)
-                saved.setdefault(int(index), {})[name] = value.clone()
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
-        self.seconds_before = state["seconds"]
+        for key, value in _part(tensors, "optimizer.").items():
+            index, _, name = key.partition(".")
+            saved.setdefault(int(index), {})[name] = value.clone()
+        parts.optimizer.load_state_dict({**parts.optimizer.state_dict(), "state": saved})
+        self.seconds_before, self.best = state["seconds"], state.get("best")
         return state["step"]
 
-    def open(self, start: int) -> None:
+    def _check_same(self, saved: Recipe, step: int) -> None:
+        """Raise TrainingError unless the checkpoint's run was one of this recipe."""
+        ours, theirs = (json.loads(json.dumps(recipe.to_dict())) for recipe in (self.recipe, saved))
+        changed = sorted(key for key in ours if ours[key] != theirs[key] and key not in LOGGING)
+        if not changed:
+            return
+        if changed == ["schedule"] and self.weights.exists():
+            raise TrainingError(
+                f"The run in {self.folder} is finished after {step} steps; train further from its weights with --init "
+                f"{self.folder} and another --output."
+            )
+        raise TrainingError(
+            f"{self.folder} holds a run with other settings ({', '.join(changed)}); `zoo train {self.folder}` goes on "
+            "with its own, and another --output starts anew."
+        )
+
+    def _open(self, done: int) -> None:
         """Make the folder, and cut the log back to what the checkpoint knows."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(self.recipe.to_dict()))), "utf-8")
         log = self.folder / "log.jsonl"
-        if start and log.exists():
-            self.rows = [row for row in _read_rows(log) if row["step"] <= start]
+        if done and log.exists():
+            self.rows = [row for row in _read_rows(log) if row["step"] <= done]
         log.write_text("".join(json.dumps(row) + "\n" for row in self.rows), "utf-8")
-        self.board = SummaryWriter(self.folder / "tensorboard", purge_step=start)
+        self.board = SummaryWriter(self.folder / "tensorboard", purge_step=done + 1)  # the first step that is anew
         self.opened = self.logged = time.monotonic()
 
-    def log(
-        self, step: int, names: list[str], reports: list[list[float]], lr: float, figures: dict[str, float]
-    ) -> dict[str, str]:
-        """Write a row of log.jsonl and TensorBoard; returns what the progress bar shows.
+    def progress_bar(self, done: int, wanted: bool) -> tqdm:
+        """A bar over the run's steps, on the main process."""
+        return tqdm(
+            total=self.plan.steps, initial=done, desc=self.recipe.name, unit="step", disable=not (wanted and self.main)
+        )
 
-        names: of what the objective reports. reports: its values in each step since the row before.
-        figures: of a validation.
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What takes place here doesn't count for images_per_second, which are of the training."""
+        before = time.monotonic()
+        yield
+        self.logged += time.monotonic() - before
+
+    def log(self, step: int, values: dict[str, list[float]], lr: float, figures: dict[str, float]) -> dict[str, str]:
+        """Write a row of log.jsonl, TensorBoard and the trackers; returns what the progress bar shows.
+
+        values: what the objective reported in each step since the row before. figures: of a validation.
         """
         now = time.monotonic()
-        means = {name: sum(values) / len(values) for name, values in zip(names, zip(*reports))}
+        means = {name: sum(of) / len(of) for name, of in values.items()}
         means |= {f"validation_{name}": value for name, value in figures.items()}
         row = dict(
             step=step,
             **means,
             lr=lr,
-            images_per_second=len(reports) * self.recipe.batch_size / (now - self.logged),
+            images_per_second=len(values["loss"]) * self.recipe.batch_size / (now - self.logged),
             seconds=self.seconds_before + now - self.opened,
         )
         self.logged = now
-        self.rows.append(row)
-        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        for key in (*means, "lr", "images_per_second"):
-            self.board.add_scalar(key, row[key], step)
+        self.accelerator.log({key: value for key, value in row.items() if key != "step"}, step)
+        if self.main:
+            self.rows.append(row)
+            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            for key in (*means, "lr", "images_per_second"):
+                self.board.add_scalar(key, row[key], step)
         shown = {name: f"{mean:.4f}" for name, mean in means.items()}
         return dict(**shown, images_s=f"{row['images_per_second']:.0f}")
 
-    def save(self, step: int, objective: Any, optimizer: Any) -> None:
+    def show(self, step: int, picture: Figure | None) -> None:
+        """Put a validation's picture into TensorBoard."""
+        if picture is not None and self.main:
+            self.board.add_figure("validation", picture, step)
+
+    def save(self, step: int, parts: Parts) -> None:
         """Write everything needed to go on, in one file that appears whole or not at all.
 
         Raises DivergedError for weights that are not finite: a run could never go on from those.
         """
-        if not all(parameter.isfinite().all() for parameter in objective.parameters()):
-            raise_diverged("The weights", step, self.plan)
-        tensors = {f"objective.{key}": value for key, value in objective.state_dict().items()}
-        for index, values in optimizer.state_dict()["state"].items():
+        if not all(parameter.isfinite().all() for parameter in parts.objective.parameters()):
+            self._raise_diverged("The weights", step)
+        if not self.main:
+            return
+        tensors = {f"objective.{key}": value for key, value in parts.objective.state_dict().items()}
+        if parts.average is not None:
+            tensors |= {f"average.{key}": value for key, value in parts.average.module.state_dict().items()}
+        for index, values in parts.optimizer.state_dict()["state"].items():
             tensors.update({f"optimizer.{index}.{name}": value for name, value in values.items()})
         state = dict(
             step=step,
             seconds=self.seconds_before + time.monotonic() - self.opened,
             recipe=self.recipe.to_dict(),
-            ancestry=_ancestry(objective.model),
+            ancestry=_ancestry(parts.objective.model),
+            best=self.best,
         )
         save_safetensors(tensors, self.checkpoint, {"run": json.dumps(state)})
 
-    def keep_best(self, objective: Any) -> None:
-        """Write the weights to best.safetensors if the validation just logged is the best so far."""
-        name = f"validation_{getattr(objective, 'best', '')}"
-        figures = [row[name] for row in self.rows if name in row]
-        if figures and figures[-1] <= min(figures):
-            model = objective.trained()
-            about = {**self._about(model), "steps": str(self.rows[-1]["step"])}
-            save_safetensors(model.state_dict(), self.folder / "best.safetensors", about)
+    def keep_best(self, step: int, parts: Parts, figures: dict[str, float]) -> None:
+        """Write the weights, or their average, into best.safetensors if no validation before was better."""
+        figure, more_is_better = parts.objective.ranked_by
+        figure = f"ema_{figure}" if parts.average is not None else figure
+        if figure not in figures:  # nothing of what was held out could be judged
+            return
+        value = figures[figure]
+        if self.best is not None and (self.best["value"] >= value if more_is_better else self.best["value"] <= value):
+            return
+        self.best = dict(step=step, figure=figure, value=value)
+        if self.main:
+            best = parts.objective if parts.average is None else parts.average.module
+            self._write_weights(best.trained().state_dict(), self.best_weights, parts, step)
 
-    def _about(self, model: nn.Module) -> dict[str, str]:
-        """What a weights file says of where it comes from."""
-        about = dict(architecture=self.recipe.model, recipe=self.recipe.name, steps=str(self.plan.steps))
-        about["model_args"] = json.dumps(self.recipe.model_args)
-        if self.recipe.init:
-            about["init"] = self.recipe.init
-        return {**about, **_ancestry(model)}
-
-    def finish(self, model: nn.Module, classes: tuple[str, ...]) -> None:
-        """Write the trained model's weights, the loss curve, and the figures of the validation at the end."""
-        save_safetensors(model.state_dict(), self.weights, self._about(model))
+    def finish(self, parts: Parts) -> None:
+        """Write the weights that the recipe exports, the loss curve, and the figures of the validation at the end."""
+        for tracker in self.accelerator.trackers:  # end_training would end the processes' group too
+            tracker.finish()
+        if not self.main:
+            return
+        if self.recipe.export == "best":
+            assert self.best is not None  # a run ends with a validation
+            state, step = load_file(self.best_weights), self.best["step"]
+        else:
+            trained = parts.average.module if self.recipe.export == "ema" and parts.average else parts.objective
+            state, step = trained.trained().state_dict(), self.plan.steps
+        self._write_weights(state, self.weights, parts, step)
         self.board.close()
         if not self.rows:  # the log may be gone while the checkpoint is there
             return
         draw_loss(self.rows, self.folder / "loss.png", self.recipe.name)
         results = {key: value for key, value in self.rows[-1].items() if key.startswith("validation_")}
         if results:
-            write_json(self.folder / "results.json", dict(step=self.plan.steps, **results, classes=classes))
+            best = {} if self.best is None else dict(best=self.best)
+            classes = getattr(parts.source, "classes", ())
+            write_json(self.folder / "results.json", dict(step=self.plan.steps, **results, **best, classes=classes))
+
+    def _write_weights(self, state: dict[str, Tensor], path: Path, parts: Parts, step: int) -> None:
+        about = dict(architecture=self.recipe.model, recipe=self.recipe.name, steps=str(step))
+        about["model_args"] = json.dumps(self.recipe.model_args)
+        if self.recipe.init:
+            about["init"] = self.recipe.init
+        save_safetensors(state, path, {**about, **_ancestry(parts.objective.model)})
+
+    def check_finite(self, losses: list[float], done: int) -> None:
+        """Raise DivergedError if one of the losses of the steps up to `done` is not finite."""
+        for i, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                self._raise_diverged("The loss", done - len(losses) + i + 1)
+
+    def _raise_diverged(self, what: str, step: int) -> NoReturn:
+        raise DivergedError(
+            f"{what} became NaN or infinite at step {step} of {self.plan.steps}, learning rate "
+            f"{self.plan.learning_rate(step - 1):.3g}; try a lower learning rate, a longer warm-up, "
+            "optimizer.clip_grad: 1.0, or precision: fp32, from the last checkpoint or anew."
+        )
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def read_log(run: str | Path) -> list[dict[str, Any]]:
@@ -147,15 +242,11 @@ def read_log(run: str | Path) -> list[dict[str, Any]]:
 
 def draw_loss(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     """A picture of the loss over the steps, with a running mean and the last value."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
     width = max(1, len(rows) // 40)
     smooth = [sum(losses[max(0, i - width) : i + 1]) / len(losses[max(0, i - width) : i + 1]) for i in range(len(rows))]
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")  # not pyplot's, whose backend is the user's
+    axes = figure.subplots()
     axes.plot(steps, losses, color="0.75", linewidth=0.8, label="logged")
     axes.plot(steps, smooth, color="tab:blue", linewidth=1.6, label="running mean")
     axes.annotate(f"{smooth[-1]:.3f}", (steps[-1], smooth[-1]), textcoords="offset points", xytext=(-4, 8), ha="right")
@@ -163,7 +254,6 @@ def draw_loss(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def _ancestry(model: nn.Module) -> dict[str, str]:
@@ -187,17 +277,3 @@ def _read_rows(log: Path) -> list[dict[str, Any]]:
             f"{log} can't be read in row {len(rows) + 1} ({type(error).__name__}); remove that row, or the file."
         ) from error
     return rows
-
-
-def check_finite(losses: list[float], done: int, plan: Plan) -> None:
-    for i, loss in enumerate(losses):
-        if not math.isfinite(loss):
-            raise_diverged("The loss", done - len(losses) + i + 1, plan)
-
-
-def raise_diverged(what: str, step: int, plan: Plan) -> NoReturn:
-    raise DivergedError(
-        f"{what} became NaN or infinite at step {step} of {plan.steps}, learning rate "
-        f"{plan.learning_rate(step - 1):.3g}; try a lower learning rate, a longer warm-up, optimizer.clip_grad: 1.0, "
-        "or precision: fp32, from the last checkpoint or anew."
-    )

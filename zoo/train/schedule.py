@@ -14,7 +14,7 @@ from zoo.train.recipe import Recipe, Schedule
 class Plan:
     """What a recipe comes to on a given source: whole numbers of steps.
 
-    unit: steps of one of the schedule's units. validate_every: so many steps.
+    unit: steps of one of the schedule's units. validate_every, log_every, save_every: so many steps.
     """
 
     steps: int
@@ -24,16 +24,33 @@ class Plan:
     lr: float
     schedule: Schedule
     validate_every: int
+    log_every: int
+    save_every: int
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up from zero, then a cosine to min_lr over `length` steps, of which `steps` are run."""
-        if self.schedule.staircase:
+        """Linear warm-up from warmup_lr, then what `Schedule` says, over `length` steps of which `steps` are run."""
+        schedule = self.schedule
+        if schedule.staircase:
             step -= step % self.unit
         if step < self.warmup:
-            return self.lr * step / self.warmup
+            return schedule.warmup_lr + (self.lr - schedule.warmup_lr) * step / self.warmup
+        if schedule.milestones:
+            return self.lr * schedule.gamma ** sum(step >= milestone * self.unit for milestone in schedule.milestones)
         progress = (step - self.warmup) / max(1.0, self.length - self.warmup)
-        low = self.schedule.min_lr
+        low = schedule.min_lr
         return low + (self.lr - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    def logs(self, done: int) -> bool:
+        """Whether the log gets a row after `done` steps."""
+        return done % self.log_every == 0
+
+    def saves(self, done: int) -> bool:
+        """Whether the run is saved after `done` steps."""
+        return done % self.save_every == 0 or done == self.steps
+
+    def validates(self, done: int) -> bool:
+        """Whether the run is validated after `done` steps, if it is at all."""
+        return done % self.validate_every == 0 or done == self.steps
 
 
 def make_plan(recipe: Recipe, samples: int) -> Plan:
@@ -58,4 +75,6 @@ def make_plan(recipe: Recipe, samples: int) -> Plan:
         recipe.learning_rate(),
         schedule,
         validate_every=steps if schedule.validate_every is None else max(1, int(schedule.validate_every * unit)),
+        log_every=recipe.log_steps,
+        save_every=recipe.checkpoint_steps,
     )

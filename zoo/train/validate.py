@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 
 from zoo.errors import RecipeError
-from zoo.train.data.loading import ENDLESS, EachOnce, make_loader, to_device
+from zoo.train.data.loading import ENDLESS, Batches, EachOnce, make_loader, to_device
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from zoo.train.build import Parts
 
 
 def check_validation(objective: Any, source: Any, held_out: Any) -> None:
@@ -21,22 +26,37 @@ def check_validation(objective: Any, source: Any, held_out: Any) -> None:
 
 
 @torch.no_grad()
-def validate(objective: Any, source: Any, accelerator: Accelerator, batch_size: int, workers: int) -> dict[str, float]:
-    """What the objective judges of all of `source`; each process takes its share. Touches no weights.
+def validate(
+    parts: Parts, accelerator: Accelerator, batch_size: int, workers: int
+) -> tuple[dict[str, float], Figure | None]:
+    """What the objective judges of all held-out samples, under ema_... of the average of its weights too, and a
+    picture, if it draws one. Touches no weights.
 
-    batch_size: of one process, unless the objective has its own (`validation_batch`).
+    batch_size: of all processes, each of which takes its share, unless the objective has its own (`validation_batch`).
     """
-    batch_size = getattr(objective, "validation_batch", batch_size)
-    rank, world = accelerator.process_index, accelerator.num_processes
-    batches = EachOnce(len(source), batch_size, rank, world)
+    objectives: dict[str, Any] = {"": parts.objective}
+    if parts.average is not None:
+        objectives["ema_"] = parts.average.module
+    share = getattr(parts.objective, "validation_batch", max(1, batch_size // accelerator.num_processes))
+    batches = EachOnce(len(parts.held_out), share, accelerator.process_index, accelerator.num_processes)
     device = accelerator.device
-    loader = make_loader(source, objective.validation_transform, batches, workers, device.type == "cuda")
-    sums = torch.zeros(len(objective.figures), device=device)
-    training = objective.training
-    objective.eval()
-    with accelerator.autocast():
-        for batch in loader:
-            sums += objective.judge(to_device(batch, source, device))
-    objective.train(training)
-    totals = accelerator.reduce(sums, "sum").tolist()
-    return objective.figures_of(totals, len(source))
+    cuda = device.type == "cuda"
+    loader = make_loader(parts.held_out, objectives[""].validation_transform, batches, workers, cuda)
+    sums = {prefix: torch.zeros(len(parts.objective.figures), device=device) for prefix in objectives}
+    training = parts.objective.training
+    parts.objective.eval()
+    picture = None
+    with accelerator.autocast(), Batches(loader) as loaded:
+        for number, batch in enumerate(loaded):
+            batch = to_device(batch, parts.held_out, device)
+            for prefix, objective in objectives.items():
+                sums[prefix] += objective.judge(batch)
+            if number == 0 and accelerator.is_main_process:
+                picture = parts.objective.picture(batch)
+    parts.objective.train(training)
+    figures: dict[str, float] = {}
+    for prefix, total in sums.items():
+        totals = accelerator.reduce(total, "sum").tolist()
+        found = parts.objective.figures_of(totals, len(parts.held_out))
+        figures |= {f"{prefix}{name}": value for name, value in found.items()}
+    return figures, picture

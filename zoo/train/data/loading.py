@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from zoo.errors import RecipeError
+from zoo.errors import RecipeError, ZooError
 from zoo.scenes.device import DrawnScenes
 from zoo.train.curriculum import Curriculum
 
@@ -52,8 +52,9 @@ class _Prepared(Dataset):
             return self.transform(sample, seed)
 
 
-def _leave_ctrl_c_to_the_main_process(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the run is to save before it stops
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # terminals and schedulers send them to all processes of a run,
+        signal.signal(number, signal.SIG_IGN)  # which is to save before it stops
 
 
 class StepSampler:
@@ -139,7 +140,7 @@ def make_loader(
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_leave_ctrl_c_to_the_main_process,
+        worker_init_fn=_leave_signals_to_the_main_process,
     )
 
 
@@ -147,3 +148,32 @@ def to_device(batch: dict[str, Tensor], source: Any, device: torch.device) -> di
     """A batch of the loader on the device, where scenes that are only drawn become images."""
     batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
     return source.render_batch(batch) if isinstance(source, DrawnScenes) else batch
+
+
+class Batches:
+    """A loader's batches. Leaving the block ends its workers, which no signal does.
+
+    >>> with Batches(loader) as batches:
+    ...     batch = next(batches)
+    """
+
+    def __init__(self, loader: DataLoader) -> None:
+        self._batches: Any = iter(loader)
+
+    def __enter__(self) -> Batches:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if hasattr(self._batches, "_shutdown_workers"):  # else only when nothing refers to it, no traceback either
+            self._batches._shutdown_workers()
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> dict[str, Tensor]:
+        """The next batch; what a data worker raises comes as its sentence, without the worker's traceback."""
+        try:
+            return next(self._batches)
+        except ZooError as error:
+            kind = type(error)
+            raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from None

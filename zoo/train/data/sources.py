@@ -17,6 +17,7 @@ from zoo.train.data.matching_pairs import MatchingPairs
 from zoo.train.data.pairs import ImagePairs
 from zoo.train.data.patterns import PatternImages
 from zoo.train.data.shards import ImageShards
+from zoo.train.extensions import is_extension, load_class
 
 TASKS = {
     "stereo": ("disparity",),
@@ -46,10 +47,28 @@ def make_source(settings: dict[str, Any], seed: int, sample: str) -> Any:
         ("webdataset", "image"): _files(ImageShards, "the shards, such as 'train-{0000..1023}.tar'"),
         **{("matching", task): _matching_pairs(task) for task in TRUTHS},
     }
+    if is_extension(kind):
+        return _make_own(str(kind), settings, seed)
     if (kind, sample) not in sources:
         known = [name for name, of in sources if of == sample]
-        raise RecipeError(f"There is no data source '{kind}' of {sample}s; choose {' or '.join(known)}.")
+        raise RecipeError(
+            f"There is no data source '{kind}' of {sample}s; choose {' or '.join(known)}, or your own as "
+            "package.module:Class."
+        )
     return sources[kind, sample](settings, seed)
+
+
+def _make_own(name: str, settings: dict[str, Any], seed: int) -> Any:
+    """A source of the user's own: its class is called with the recipe's settings, and the seed if it takes one."""
+    cls = load_class(name, "data source")
+    try:
+        takes_seed = "seed" in inspect.signature(cls).parameters and "seed" not in settings
+        source = cls(**settings, **(dict(seed=seed) if takes_seed else {}))
+    except TypeError as error:
+        raise RecipeError(f"The recipe's data settings don't fit {name} ({error}); correct them.") from error
+    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        raise RecipeError(f"{name} is no map-style dataset; give it __len__ and __getitem__.")
+    return source
 
 
 def _scenes(sample: str) -> Callable[[dict[str, Any], int], Any]:

@@ -40,6 +40,7 @@ class _Classification(Objective):
 
     figures = ("loss", "top1", "top5")
     """What `judge` gives."""
+    ranked_by = ("top1", True)
 
     def __init__(self, model: Any, source: Any, **augmentation: Any) -> None:
         super().__init__(model, source)

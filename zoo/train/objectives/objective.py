@@ -21,9 +21,9 @@ class Objective(nn.Module):
 
     Made from a model, the source of its samples (whose length and classes it may ask for), and the recipe's settings.
     All of its parameters and buffers are part of a run's checkpoint. One that can be validated has, besides, a
-    `validation_transform`, and `judge`: a batch of its tensors -> the sums over it of the quantities `figures`. If it
-    names one of them as `best`, the run keeps the weights with which that is lowest.
+    `validation_transform`, and `judge`: a batch of its tensors -> the sums over it of the quantities `figures`.
 
+    ranked_by: the figure that says which weights are best in validation, which a run keeps, and whether more is better.
     sample: what the source gives, "image" (image, index and maybe label) or "pair" (image1, image2, index).
     transform: one sample and a seed -> the tensors of a batch's row; runs in the data workers. All of its
         randomness comes from the seed, so a sample does not depend on which worker makes it; torch's global
@@ -31,6 +31,7 @@ class Objective(nn.Module):
     """
 
     sample: ClassVar[str] = "image"
+    ranked_by: ClassVar[tuple[str, bool]] = ("loss", False)
     transform: Callable[[dict[str, Any], int], dict[str, Tensor]]
     figures: Sequence[str] = ()
 
@@ -59,6 +60,10 @@ class Objective(nn.Module):
         return draw_images(
             rows, ("in the data", *images), "", "Augmented at random, as in training.", labels, panel=2.4
         )
+
+    def picture(self, batch: dict[str, Tensor]) -> Figure | None:
+        """A picture of what the model makes of a validation batch, for TensorBoard; None for none."""
+        return None
 
     def configure(self, **settings: Any) -> None:
         """Take other values of settings, before a step whose number they depend on (a recipe's curriculum).

@@ -33,8 +33,6 @@ class _Matching(Objective):
 
     channels: ClassVar[int]
     validation_batch = 1  # images of a set differ in size
-    best: ClassVar[str]
-    """The figure by which a run's best weights are told: the lowest."""
 
     def __init__(
         self,
@@ -153,7 +151,7 @@ class Stereo(_Matching):
 
     sample = "stereo"
     channels = 1
-    best = "avgerr"
+    ranked_by = ("avgerr", False)
 
     def __init__(self, model: Any, source: Any, loss: str = "laplacian_bounded2", **settings: Any) -> None:
         super().__init__(model, source, loss, **settings)
@@ -167,7 +165,7 @@ class Flow(_Matching):
 
     sample = "flow"
     channels = 2
-    best = "EPE"
+    ranked_by = ("EPE", False)
 
     def __init__(self, model: Any, source: Any, loss: str = "laplacian_bounded", **settings: Any) -> None:
         super().__init__(model, source, loss, **settings)

@@ -1,0 +1,33 @@
+"""Objectives and data sources of one's own, named in a recipe as `package.module:Class`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from zoo.errors import RecipeError
+
+
+def is_extension(name: Any) -> bool:
+    """Whether a recipe's name is that of a class outside of the zoo."""
+    return isinstance(name, str) and ":" in name
+
+
+def load_class(name: str, what: str) -> type:
+    """The class that `name`, "package.module:Class", means; its module is imported, which runs it.
+
+    what: the kind of thing, for errors. Raises RecipeError (a ValueError).
+    """
+    module_name, _, class_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise RecipeError(
+            f"The {what} {name} can't be imported ({error}); name a module that Python finds, as in "
+            "my_package.my_module:MyClass, and put its folder on PYTHONPATH or install it."
+        ) from error
+    found = getattr(module, class_name, None)
+    if not isinstance(found, type):
+        classes = sorted(n for n, value in vars(module).items() if isinstance(value, type) and not n.startswith("_"))
+        raise RecipeError(f"{module_name} has no class '{class_name}' for the {what}; it has {', '.join(classes)}.")
+    return found
