@@ -42,6 +42,9 @@ def train(
     accumulate: Annotated[
         int | None, typer.Option(min=1, help="Parts to compute a batch in, to save memory; default: the recipe's.")
     ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Let torch compile the model's blocks: a slow start, then faster steps.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Take three steps and tell what the run comes to.")
     ] = False,
@@ -72,9 +75,9 @@ def train(
     if os.environ.get("RANK", "0") == "0":  # set by accelerate launch; one process speaks for all
         print_rows(rows)
     if not dry_run:
-        print(engine.train(run, folder, workers=workers, accumulate=accumulate))
+        print(engine.train(run, folder, workers=workers, accumulate=accumulate, compiled=compiled))
         return
-    trial = preview.dry_run(run, workers=workers, accumulate=accumulate)
+    trial = preview.dry_run(run, workers=workers, accumulate=accumulate, compiled=compiled)
     epochs = "" if trial["epochs"] is None else f", {trial['epochs']:,.1f} epochs"
     print_rows(
         [

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def dry_run(recipe: Recipe, *, workers: int = 0, accumulate: int | None = None, steps: int = 3) -> dict[str, Any]:
+def dry_run(
+    recipe: Recipe, *, workers: int = 0, accumulate: int | None = None, compiled: bool = False, steps: int = 3
+) -> dict[str, Any]:
     """Take a few real steps and say what the whole run comes to: steps, samples, seconds and bytes.
 
     Keys: steps, samples, epochs (None for procedural data), parameters, seconds_per_step, hours,
@@ -29,7 +31,7 @@ def dry_run(recipe: Recipe, *, workers: int = 0, accumulate: int | None = None, 
     import resource  # not on Windows, where all but this works
 
     accelerator = make_accelerator(recipe, accumulate=1)
-    parts = make_parts(recipe)
+    parts = make_parts(recipe, device=accelerator.device.type, compiled=compiled)
     source, plan, objective = parts.source, parts.plan, parts.objective
     parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     wrapped, optimizer = accelerator.prepare(objective, parts.optimizer)
