@@ -35,6 +35,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "classify_nano": {},
 }
 
+DEVICE = {"data.draw": "device", "data.render": "device"}
+
 
 def small(name: str, **changes: Any) -> Recipe:
     steps = {"batch_size": 4, "schedule": dict(unit="steps", warmup=1, length=4), "log_steps": 1, "validation": {}}
@@ -130,11 +132,15 @@ def first_batch(recipe: Recipe, objective: Objective, device: str = "cpu") -> di
     return to_device(batch, source, torch.device(device))
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_step_reads_nothing_from_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name, scenes", [*((name, {}) for name in RECIPES), ("croco_nano", DEVICE), ("mae_nano", DEVICE)]
+)
+def test_a_step_reads_nothing_from_the_device(
+    name: str, scenes: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On the meta device there is nothing to read: whoever asks for a value there raises."""
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())  # knows no meta device
-    recipe = small(name, **({"data.render": "device"} if name == "croco_nano" else {}))
+    recipe = small(name, **scenes)
     objective = make_objective(recipe).train().to("meta")
     optimizer = build.make_optimizer(recipe, objective)
     loss = objective(first_batch(recipe, objective, "meta"))["loss"]
@@ -148,7 +154,7 @@ def test_a_step_reads_nothing_from_the_device(name: str, monkeypatch: pytest.Mon
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_step_does_not_wait_for_the_gpu(name: str) -> None:
-    recipe = small(name)
+    recipe = small(name, **(DEVICE if name == "croco_nano" else {}))
     objective = make_objective(recipe).train().cuda()
     optimizer = build.make_optimizer(recipe, objective, fused=True)
     batch = first_batch(recipe, objective, "cuda")
@@ -174,7 +180,8 @@ def test_the_engine_reads_losses_when_it_logs_only(tmp_path: Path, monkeypatch: 
 
         return call
 
-    monkeypatch.setattr(engine, "make_optimizer", partial(build.make_optimizer, fused=True))  # as on a GPU
+    fused = partial(build.make_optimizer, fused=True)  # as on a GPU
+    monkeypatch.setattr(engine, "make_optimizer", lambda recipe, objective, **_: fused(recipe, objective))
     for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__"):
         monkeypatch.setattr(torch.Tensor, name, counted(getattr(torch.Tensor, name)))
     counts = []
