@@ -14,7 +14,7 @@ from torch import nn
 
 from zoo.errors import RecipeError
 from zoo.models.compiling import compile_blocks
-from zoo.train import build, engine, speed
+from zoo.train import build, speed
 from zoo.train.data.loading import StepSampler, make_loader, to_device
 from zoo.train.engine import train
 from zoo.train.objectives.objective import Objective
@@ -181,7 +181,7 @@ def test_the_engine_reads_losses_when_it_logs_only(tmp_path: Path, monkeypatch: 
         return call
 
     fused = partial(build.make_optimizer, fused=True)  # as on a GPU
-    monkeypatch.setattr(engine, "make_optimizer", lambda recipe, objective, **_: fused(recipe, objective))
+    monkeypatch.setattr(build, "make_optimizer", lambda recipe, objective, **_: fused(recipe, objective))
     for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__"):
         monkeypatch.setattr(torch.Tensor, name, counted(getattr(torch.Tensor, name)))
     counts = []
