@@ -12,6 +12,7 @@ import timm
 import torch
 from torch import nn
 
+from tests.conftest import Run
 from zoo.errors import RecipeError
 from zoo.models.compiling import compile_blocks
 from zoo.train import build, speed
@@ -191,3 +192,17 @@ def test_the_engine_reads_losses_when_it_logs_only(tmp_path: Path, monkeypatch: 
         train(recipe, tmp_path / str(length), workers=1, progress=False)  # who draws samples is another process
         counts.append(reads)
     assert 0 < counts[0] == counts[1]
+
+
+def test_a_run_that_fits_a_time(tmp_path: Path, zoo: Run) -> None:
+    settings = ("batch_size=4", f"model_args={CROCO}", "log_steps=5")
+    folder = tmp_path / "run"
+    command = ("train", "croco_nano", "--minutes", 0.2, "--workers", 0, *(f"--set={setting}" for setting in settings))
+    code, _, err = zoo(*command, "--output", folder)
+    assert code == 0, err
+    schedule = load_recipe(folder / "recipe.yaml").schedule
+    assert schedule.length == read_log(folder)[-1]["step"] > 10, "more than the trial"
+    assert schedule.warmup == min(200, schedule.length / 4)
+
+    code, _, err = zoo(*command, "--output", folder)
+    assert code != 0 and "has its length already; leave out --minutes" in err

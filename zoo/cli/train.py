@@ -45,6 +45,10 @@ def train(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Let torch compile the model's blocks: a slow start, then faster steps.")
     ] = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Choose schedule.length so that the run takes as long, by a trial on this machine."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Take three steps and tell what the run comes to.")
     ] = False,
@@ -59,6 +63,10 @@ def train(
 
     run = _load_recipe(recipe, data, settings, init)
     folder = output or Path("runs") / run.name
+    if minutes is not None:
+        if (folder / "checkpoint.safetensors").exists():
+            raise RecipeError(f"The run in {folder} has its length already; leave out --minutes to go on with it.")
+        run = preview.fit_to_time(run, 60 * minutes, workers=workers, accumulate=accumulate, compiled=compiled)
     source, held_out = build.make_source(run), build.make_validation_source(run)
     plan = schedule.make_plan(run, len(source))
     optimizer = run.optimizer
