@@ -90,7 +90,8 @@ def test_list(zoo: Run) -> None:
     assert all(variant.name in everything for variant in VARIANTS)
     _, dense, _ = zoo("list", "crocov2*", "--form", "dense", "--family", "croco", "--pretrained")
     names = [line.split()[0] for line in dense.splitlines()[1:]]
-    assert names == [variant.name for variant in VARIANTS if variant.form == "dense"]
+    published = [variant.name for variant in VARIANTS if variant.form == "dense" and variant.name.startswith("crocov2")]
+    assert names == published
     _, out, _ = zoo("list", "--pretrained", "--json")
     assert [entry["name"] for entry in json.loads(out)] == [variant.name for variant in VARIANTS if variant.sources]
 

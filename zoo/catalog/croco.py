@@ -53,11 +53,14 @@ _BASE_DECODER = dict(decoder_dim=768, decoder_depth=12, decoder_num_heads=12)
 # The crops that the authors fine-tuned with and evaluated by, in the reference's stereoflow/README.MD and train.py.
 _STEREO_TILES = dict(tile_size=(352, 704), tile_overlap=0.9, tile_confidence="conf_expsigmoid_15_3")
 _FLOW_TILES = dict(tile_size=(320, 384), tile_overlap=0.9, tile_confidence="conf_expsigmoid_10_5")
+_NANO_STEREO_TILES = dict(_STEREO_TILES, tile_size=(96, 192), tile_overlap=0.7)
+_NANO_FLOW_TILES = dict(_FLOW_TILES, tile_size=(128, 128), tile_overlap=0.7)
 _SINCOS = dict(pos_embed="sincos")
 _ROPE = dict(pos_embed="rope")
 
 _NANO = dict(patch_size=8, embed_dim=192, depth=4, num_heads=3, pos_embed="rope")
 _NANO_DECODER = dict(decoder_dim=128, decoder_depth=4, decoder_num_heads=4)
+_NANO_HEAD = dict(layer_dims=(32, 48, 64, 96), feature_dim=64, last_dim=32, unit=8.0)
 _NANO_WEIGHTS = Source("package", "croco_nano_patch8_64_dec128d4.scenes.safetensors", layout="zoo")
 _NANO_TRAINING = (
     "Procedural scenes rendered on the fly by zoo/scenes, with coarser textures and smaller displacements "
@@ -289,5 +292,31 @@ CROCO = (
         sources=(Source("url", _CROCO_URL + "StereoFlow_models/crocoflow.pth"),),
         training="Fine-tuned for optical flow from CroCo v2 large.",
         metrics=_SINTEL,
+    ),
+    Variant(
+        architecture="croco_nano_patch8_dec128d4_stereo",
+        tag="",
+        family="croco",
+        form="dense",
+        description="CroCo-Stereo in small: a CPU can run it, and a GPU train it in minutes",
+        args={**_NANO, **_NANO_DECODER, **_NANO_HEAD, "out_chans": 2, **_NANO_STEREO_TILES},
+        parameters=3_819_490,
+        license="Apache-2.0",
+        paper=CROCO_V2_PAPER,
+        input_size=(3, 96, 192),
+        recipe="croco_nano_stereo",
+    ),
+    Variant(
+        architecture="croco_nano_patch8_dec128d4_flow",
+        tag="",
+        family="croco",
+        form="dense",
+        description="CroCo-Flow in small: a CPU can run it, and a GPU train it in minutes",
+        args={**_NANO, **_NANO_DECODER, **_NANO_HEAD, "out_chans": 3, **_NANO_FLOW_TILES},
+        parameters=3_819_523,
+        license="Apache-2.0",
+        paper=CROCO_V2_PAPER,
+        input_size=(3, 128, 128),
+        recipe="croco_nano_flow",
     ),
 )

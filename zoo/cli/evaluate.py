@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.cli._app import print_table
+from zoo.cli._app import parse_size, print_table
 
 
 class Precision(str, enum.Enum):
@@ -105,6 +105,7 @@ def eval_ordering(
     Example: zoo eval ordering --output docs/3d_ordering.md
     """
     from zoo.evaluate import ordering
+    from zoo.evaluate.stereo_ordering import read_section, write_section
     from zoo.pictures import save_figure
     from zoo.weights.files import atomic_writer, write_json
 
@@ -115,6 +116,58 @@ def eval_ordering(
     ordering.print_table(result)
     write_json(output.with_suffix(".json"), result)
     picture = save_figure(ordering.draw(result), output.with_suffix(".png"))
+    on_stereo = read_section(output)
     with atomic_writer(output) as file:
         file.write(ordering.page(result, picture.name).encode())
+    if on_stereo:
+        write_section(output, on_stereo)
+    print(output)
+
+
+class Renderer(str, enum.Enum):
+    """Who draws and renders scenes."""
+
+    workers = "workers"
+    device = "device"
+
+
+def eval_stereo_ordering(
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="The page whose first section it is; .stereo.json, .stereo.png beside."),
+    ],
+    runs: Annotated[Path, typer.Option(help="Folder of the training runs and of what was measured.")] = Path("runs/3d"),
+    pretraining_steps: Annotated[int, typer.Option(min=2, help="Of each pretraining.")] = 2000,
+    steps: Annotated[int, typer.Option(min=2, help="Of each fine-tuning.")] = 1500,
+    seeds: Annotated[int, typer.Option(min=1, help="How many; 0 is the first.")] = 3,
+    size: Annotated[str, typer.Option(help="Height x width of the scenes that are fine-tuned on.")] = "96x192",
+    pairs: Annotated[int, typer.Option(min=1, help="Held-out scenes to measure on.")] = 200,
+    precision: Annotated[Precision, typer.Option(help="Of all training.")] = Precision.bf16,
+    render: Annotated[Renderer, typer.Option(help="Who draws and renders scenes; a GPU does it soonest.")] = (
+        Renderer.workers
+    ),
+    jobs: Annotated[int, typer.Option(min=1, help="Trainings at a time.")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare each training's data.")] = 2,
+) -> None:
+    """Compare CroCo, a masked autoencoder's encoder and no pretraining on stereo matching.
+
+    It trains all of them; stopped, the same command goes on with what is in --runs.
+
+    Example: zoo eval stereo-ordering --output docs/3d_ordering.md --jobs 9 --render device
+    """
+    from zoo.evaluate import stereo_ordering
+    from zoo.pictures import save_figure
+    from zoo.weights.files import write_json
+
+    image_size = parse_size(size)
+    assert image_size is not None
+    plan = stereo_ordering.Plan(pretraining_steps, steps, image_size, pairs, precision.value, render.value)
+    options = f"--pretraining-steps {pretraining_steps} --steps {steps} --seeds {seeds} --size {size} --pairs {pairs}"
+    where = f"--precision {precision.value} --render {render.value} --jobs {jobs} --runs {runs} --output {output}"
+    command = f"zoo eval stereo-ordering {options} \\\n    {where}"
+    result = stereo_ordering.compare(plan, list(range(seeds)), runs, jobs, workers, command)
+    stereo_ordering.print_result(result)
+    write_json(output.with_suffix(".stereo.json"), result)
+    picture = save_figure(stereo_ordering.draw(result, runs), output.with_suffix(".stereo.png"))
+    stereo_ordering.write_section(output, stereo_ordering.section(result, picture.name))
     print(output)

@@ -95,6 +95,8 @@ class DPTHead(nn.Module):
         path = self.fusion[3](levels[3])
         for i in (2, 1, 0):
             path = self.fusion[i](levels[i], path)
-        path = self.output[:-1](path)
+        path, last = self.output[:-1](path), self.output[-1]
+        if path.dtype == last.weight.dtype:
+            return last(path)
         with torch.autocast(path.device.type, enabled=False):
-            return self.output[-1](path.to(self.output[-1].weight.dtype))
+            return last(path.to(last.weight.dtype))

@@ -14,6 +14,7 @@ from zoo.errors import ImageError
 from zoo.layers.dpt import DPTHead
 from zoo.models._masked import Grid
 from zoo.models.croco.pair import PairModel, pair_rules
+from zoo.models.croco.predict import FlowPrediction, StereoPrediction, predict_pair
 from zoo.models.croco.tiles import (
     FLOW_CONFIDENCE,
     NO_CONFIDENCE,
@@ -87,8 +88,27 @@ class DensePairModel(PairModel):
         if dense.shape[-2:] != size:  # a patch size that 8 doesn't divide
             dense = F.interpolate(dense, size=size, mode="bilinear", align_corners=True)
         if self.unit != 1:
-            dense = torch.cat((self.unit * dense[:, :-1], dense[:, -1:]), dim=1)
+            values, confidence = dense.tensor_split([self.value_channels], dim=1)
+            dense = torch.cat((self.unit * values, confidence), dim=1)
         return dense
+
+    @property
+    def value_channels(self) -> int:
+        """How many of the channels are disparity (1) or flow (2): all but the confidence."""
+        return self.out_chans - (self.tile_confidence != NO_CONFIDENCE)
+
+    def predict(  # type: ignore[override]
+        self, img1: Any, img2: Any, scale: float = 1.0, overlap: float | None = None, **tiling: Any
+    ) -> StereoPrediction | FlowPrediction:
+        """The disparity or flow from image 1 to image 2, as arrays of their size, in its pixels.
+
+        img1, img2: PIL images, uint8 arrays (H, W, 3) or (H, W), or tensors (3, H, W), uint8 or in 0..1, of any size.
+        scale: work on images so many times as large. overlap, tiling: see `forward_tiled`.
+        Raises ImageError (a ValueError) for what is no image and for images that differ in size.
+        """
+        if overlap is not None:
+            tiling["overlap"] = overlap
+        return predict_pair(self, img1, img2, scale, **tiling)
 
     @torch.no_grad()
     def forward_tiled(
@@ -98,12 +118,14 @@ class DensePairModel(PairModel):
         tile: Grid | None = None,
         overlap: float | None = None,
         confidence: str | None = None,
+        tile_batch: int = 1,
     ) -> Tensor:
         """Images of any size (B, C, H, W) by overlapping tiles, averaged by confidence (CroCo v2, section 4).
 
         tile: their height and width in pixels. overlap: the share of a tile that its neighbor repeats; more is slower
         and better. confidence: what a pixel weighs (see `tile_weight`). By default all three are the model's own,
-        which for published weights are those that the authors evaluated them with.
+        which for published weights are those that the authors evaluated them with. tile_batch: so many tiles go
+        through the network at a time.
         Images with a side smaller than a tile are enlarged (bicubic), and the result is brought back: its size, and
         its values, which are distances in pixels. Returns B, out_chans, H, W; the last channel is the weighted mean of
         the confidences. Raises ImageError for settings or images that don't fit.
@@ -119,22 +141,26 @@ class DensePairModel(PairModel):
             )
         height, width = img1.shape[-2:]
         if height < tile[0] or width < tile[1]:
-            return self._forward_enlarged(img1, img2, tile, overlap, confidence)
-        total = weight_sum = None
-        for top in tile_starts(height, tile[0], overlap):
-            for left in tile_starts(width, tile[1], overlap):
-                window = (..., slice(top, top + tile[0]), slice(left, left + tile[1]))
-                dense = self(img1[window], img2[window]).float()
+            return self._forward_enlarged(img1, img2, tile, overlap, confidence, tile_batch)
+        windows = [
+            (..., slice(top, top + tile[0]), slice(left, left + tile[1]))
+            for top in tile_starts(height, tile[0], overlap)
+            for left in tile_starts(width, tile[1], overlap)
+        ]
+        total = img1.new_zeros(len(img1), self.out_chans, height, width, dtype=torch.float32)
+        weight_sum = total[:, :1].clone()
+        for first in range(0, len(windows), tile_batch):
+            some = windows[first : first + tile_batch]
+            tiles = (torch.cat([image[window] for window in some]) for image in (img1, img2))
+            for window, dense in zip(some, self(*tiles).float().chunk(len(some))):
                 weight = tile_weight(dense, confidence)
-                if total is None or weight_sum is None:
-                    total = dense.new_zeros(len(dense), dense.shape[1], height, width)
-                    weight_sum = dense.new_zeros(len(dense), 1, height, width)
                 total[window] += weight * dense
                 weight_sum[window] += weight
-        assert total is not None and weight_sum is not None  # there is at least one tile
         return total / weight_sum
 
-    def _forward_enlarged(self, img1: Tensor, img2: Tensor, tile: Grid, overlap: float, confidence: str) -> Tensor:
+    def _forward_enlarged(
+        self, img1: Tensor, img2: Tensor, tile: Grid, overlap: float, confidence: str, tile_batch: int
+    ) -> Tensor:
         """`forward_tiled` of images with a side smaller than a tile.
 
         The reference's factor divides the tile's height by the image's WIDTH, which shrinks wide, low images and then
@@ -147,7 +173,7 @@ class DensePairModel(PairModel):
         def resize(image: Tensor, size: Grid) -> Tensor:
             return F.interpolate(image, size=size, mode="bicubic", align_corners=False)
 
-        dense = self.forward_tiled(resize(img1, size), resize(img2, size), tile, overlap, confidence)
+        dense = self.forward_tiled(resize(img1, size), resize(img2, size), tile, overlap, confidence, tile_batch)
         dense = resize(dense, (height, width))
         values = dense.shape[1] - (confidence != NO_CONFIDENCE)
         for channel, scale in zip(range(values), (width / size[1], height / size[0])):  # x, y
