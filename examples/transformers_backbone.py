@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import argparse
 
+import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import AutoBackbone, AutoImageProcessor, AutoModel, TimmBackboneConfig
 
 import zoo  # noqa: F401  registers the zoo's architectures with timm
+from zoo.photos import read_image
 
 
-def extract(model: str, image: Image.Image) -> tuple[Tensor, Tensor]:
+def extract(model: str, image: np.ndarray) -> tuple[Tensor, Tensor]:
     """Patch tokens (1, N, D) and their pooled vector (1, D), by a model that `zoo push` has published.
 
-    model: its repository on the Hub, or a folder.
+    image: uint8 (H, W, 3). model: its repository on the Hub, or a folder.
     """
     processor = AutoImageProcessor.from_pretrained(model)
     network = AutoModel.from_pretrained(model).eval()
@@ -47,7 +48,7 @@ if __name__ == "__main__":
     parser.add_argument("--backbone", default="croco_nano_patch8_64", help="a variant of the zoo")
     parser.add_argument("--image", required=True, help="a photo")
     args = parser.parse_args()
-    tokens, vector = extract(args.model, Image.open(args.image).convert("RGB"))
+    tokens, vector = extract(args.model, read_image(args.image))
     print(f"{args.model}: tokens {tuple(tokens.shape)}, vector {tuple(vector.shape)}")
     for map_ in maps(args.backbone, torch.rand(1, 3, 96, 128)):
         print(f"{args.backbone}: map {tuple(map_.shape)}")

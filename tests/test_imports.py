@@ -19,9 +19,13 @@ ROOMS = {  # what each room may import of ours, besides itself
     "weights": {"catalog", "errors", "lookup"},
     "models": {"catalog", "errors", "lookup", "layers", "weights"},
     "geometry": {"errors", "weights"},
-    "pictures": {"errors", "layers"},
-    "scenes": {"errors"},
-    "train": {"catalog", "colors", "errors", "lookup", "layers", "weights", "models", "pictures", "scenes", "geometry"},
+    "pictures": {"errors", "layers", "photos"},
+    "photos": {"errors"},
+    "scenes": {"errors", "photos"},
+    "train": {
+        *("catalog", "colors", "errors", "geometry", "layers", "lookup", "models", "photos", "pictures", "scenes"),
+        "weights",
+    },
     "demo": {"catalog", "colors", "errors", "lookup", "layers", "weights", "models", "pictures"},
     "publish": {"catalog", "errors", "lookup", "weights", "models", "pictures", "scenes", "train", "demo"},
     "evaluate": {

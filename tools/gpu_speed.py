@@ -314,7 +314,7 @@ def _measure_step(lab: Lab, name: str, size: int, how: str, ceiling: float, work
     if "dense" in how:
         objective.model.sparse = False
         objective.forward = partial(_dense_loss, objective)
-    step = training_step(objective, build.make_optimizer(recipe, objective), device)
+    step = training_step(objective, build.make_optimizer(recipe, objective, fused=device == "cuda"), device)
     kind = name + (", dense" if "dense" in how else "")
     if kind not in work:
         few = {key: value[: min(8, size)] for key, value in batch.items()}

@@ -38,6 +38,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'zoo' has no attribute '{name}'")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 class _RegisterAfterTimm(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds timm as Python would, and imports zoo.models right after timm itself."""
 

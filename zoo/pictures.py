@@ -5,7 +5,6 @@ matplotlib is imported only where something is drawn: reading and preparing phot
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from zoo.errors import ImageError
+from zoo.photos import read_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,19 +25,6 @@ if TYPE_CHECKING:
 HIDDEN_COLOR = (0.88, 0.88, 0.90)
 CORRECT_COLOR, WRONG_COLOR = "#00d68f", "#ff3b30"
 FRAME_COLORS = ("#ff3b30", "#00c2ff", "#ffcc00", "#34c759", "#ff5fd2", "#ff9500", "#5e5ce6", "#ffffff")
-
-
-def read_image(path: str | Path, content: bytes | None = None) -> np.ndarray:
-    """An image file as RGB, uint8 (H, W, 3), from its bytes if they are at hand. Raises ImageError (a ValueError)."""
-    try:
-        with Image.open(path if content is None else io.BytesIO(content)) as image:
-            return np.array(image.convert("RGB"))  # a copy: PIL's own memory is read-only
-    except FileNotFoundError as error:
-        raise ImageError(f"There is no image {path}; check the path.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(
-            f"{path} is not an image that can be read ({error}); give a JPEG, PNG or WebP file."
-        ) from error
 
 
 def to_input(image: str | Path | np.ndarray, model: nn.Module, size: tuple[int, int] | None = None) -> Tensor:

@@ -15,6 +15,7 @@ from zoo import pictures
 from zoo.demo import check_matches, mutual_matches, run_demo, stereo_pair
 from zoo.errors import DataError, ImageError, UnknownVariantError
 from zoo.layers.masking import random_mask
+from zoo.photos import read_image
 
 NANO = "croco_nano_patch8_64_dec128d4"
 
@@ -90,10 +91,10 @@ def test_to_input_is_timms_evaluation_transform() -> None:
 
 def test_read_image_errors(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="no image"):
-        pictures.read_image(tmp_path / "nowhere.png")
+        read_image(tmp_path / "nowhere.png")
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(ImageError, match="not an image"):
-        pictures.read_image(tmp_path / "text.png")
+        read_image(tmp_path / "text.png")
 
 
 def test_hide_leaves_visible_patches() -> None:

@@ -281,7 +281,7 @@ def test_unknown_names(tmp_path: Path) -> None:
         make_objective(tiny(**{"objective.name": "guess"}))
     with pytest.raises(RecipeError, match="don't fit"):
         make_objective(tiny(**{"objective.mask_share": 0.5}))
-    with pytest.raises(RecipeError, match="model_args don't fit"):
+    with pytest.raises(RecipeError, match="don't fit"):
         make_objective(tiny(model_args=dict(width=3)))
     with pytest.raises(RecipeError, match="optimizer 'adamx'"):
         train(tiny(**{"optimizer.name": "adamx"}), tmp_path)

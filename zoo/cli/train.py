@@ -42,6 +42,13 @@ def train(
     accumulate: Annotated[
         int | None, typer.Option(min=1, help="Parts to compute a batch in, to save memory; default: the recipe's.")
     ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Let torch compile the model's blocks: a slow start, then faster steps.")
+    ] = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Choose schedule.length so that the run takes as long, by a trial on this machine."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Take three steps and tell what the run comes to.")
     ] = False,
@@ -56,6 +63,10 @@ def train(
 
     run = _load_recipe(recipe, data, settings, init)
     folder = output or Path("runs") / run.name
+    if minutes is not None:
+        if (folder / "checkpoint.safetensors").exists():
+            raise RecipeError(f"The run in {folder} has its length already; leave out --minutes to go on with it.")
+        run = preview.fit_to_time(run, 60 * minutes, workers=workers, accumulate=accumulate, compiled=compiled)
     source, held_out = build.make_source(run), build.make_validation_source(run)
     plan = schedule.make_plan(run, len(source))
     optimizer = run.optimizer
@@ -72,9 +83,9 @@ def train(
     if os.environ.get("RANK", "0") == "0":  # set by accelerate launch; one process speaks for all
         print_rows(rows)
     if not dry_run:
-        print(engine.train(run, folder, workers=workers, accumulate=accumulate))
+        print(engine.train(run, folder, workers=workers, accumulate=accumulate, compiled=compiled))
         return
-    trial = preview.dry_run(run, workers=workers, accumulate=accumulate)
+    trial = preview.dry_run(run, workers=workers, accumulate=accumulate, compiled=compiled)
     epochs = "" if trial["epochs"] is None else f", {trial['epochs']:,.1f} epochs"
     print_rows(
         [

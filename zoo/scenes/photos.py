@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.errors import DataError
+from zoo.errors import DataError, ImageError
 
 IMAGE_SIDE = 256  # texels of a user's texture at its finest level
 IMAGE_LEVELS = 8  # 256 ... 2 texels
@@ -53,10 +53,11 @@ def texture_levels(path: Path) -> tuple[np.ndarray, ...]:
     """
     from PIL import Image  # only users' textures need it
 
+    from zoo.photos import read_image
+
     try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        image = Image.fromarray(read_image(path))
+    except ImageError as error:
         raise DataError(f"The texture {path} can't be read as an image. Remove it or save it anew.") from error
     sides = (IMAGE_SIDE >> level for level in range(IMAGE_LEVELS))
     return tuple(np.asarray(image.resize((side, side), Image.Resampling.BOX)) for side in sides)

@@ -32,6 +32,7 @@ def train(
     source: Any = None,
     workers: int = 2,
     accumulate: int | None = None,
+    compiled: bool = False,
     progress: bool = True,
 ) -> Path:
     """Run a recipe into the folder `output`, or go on with the run that is there; returns the weights' path.
@@ -41,12 +42,13 @@ def train(
     best.safetensors are the weights that were best in validation.
     source: the samples, in place of those that the recipe's `data` names: a map-style dataset, see
     docs/train.md. accumulate: parts that each process's share of a batch is computed in, by default the recipe's.
+    compiled: let torch compile the model's blocks; a run may go on with or without.
 
     Raises RecipeError, DataError (ValueErrors), TrainingError (RuntimeError), DivergedError (ArithmeticError).
     """
     accumulate = accumulate or recipe.accumulate
     accelerator = make_accelerator(recipe, accumulate, output)
-    parts = make_parts(recipe, source, accelerator.num_processes)
+    parts = make_parts(recipe, source, accelerator.num_processes, accelerator.device.type, compiled)
     plan, objective = parts.plan, parts.objective
     run = Run(output, recipe, plan, accelerator)
     start = run.start(parts)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from zoo.errors import DivergedError
+from zoo.errors import DivergedError, RecipeError
 from zoo.train.build import make_curriculum, make_model, make_objective, make_parts, make_source
 from zoo.train.data.loading import ENDLESS, Batches, StepSampler, make_loader, to_device
 from zoo.train.engine import make_accelerator, step_seed
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def dry_run(recipe: Recipe, *, workers: int = 0, accumulate: int | None = None, steps: int = 3) -> dict[str, Any]:
+def dry_run(
+    recipe: Recipe, *, workers: int = 0, accumulate: int | None = None, compiled: bool = False, steps: int = 3
+) -> dict[str, Any]:
     """Take a few real steps and say what the whole run comes to: steps, samples, seconds and bytes.
 
     Keys: steps, samples, epochs (None for procedural data), parameters, seconds_per_step, hours,
@@ -28,45 +30,92 @@ def dry_run(recipe: Recipe, *, workers: int = 0, accumulate: int | None = None, 
     """
     import resource  # not on Windows, where all but this works
 
-    accelerator = make_accelerator(recipe, accumulate=1)
-    parts = make_parts(recipe)
-    source, plan, objective = parts.source, parts.plan, parts.objective
-    parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)
-    wrapped, optimizer = accelerator.prepare(objective, parts.optimizer)
     accumulate = accumulate or recipe.accumulate
-    micro = recipe.batch_size // (accumulate * accelerator.num_processes)
-    sampler = StepSampler(len(source), micro, recipe.seed, 0, steps + 1, 1, 0, 1, getattr(source, "order", None))
-    cuda = accelerator.device.type == "cuda"
-    loader = make_loader(source, objective.transform, sampler, workers, cuda, parts.curriculum)
-    seconds = []
-    start = time.monotonic()
-    for batch in Batches(loader):
-        loss = wrapped(to_device(batch, source, accelerator.device))["loss"]
-        accelerator.backward(loss)
-        optimizer.step()
-        optimizer.zero_grad()
-        objective.after_step(0.0)
-        if not math.isfinite(loss.item()):
-            raise DivergedError(
-                "The loss of the first steps is NaN or infinite; try precision: fp32, or look at the data with "
-                "`zoo show-batch`."
-            )
-        seconds.append(time.monotonic() - start)
-        start = time.monotonic()
-    per_step = sum(seconds[1:]) / len(seconds[1:]) * accumulate  # the first one warms up
+    trial = _Trial(recipe, workers, accumulate, compiled)
+    trial.run(steps + 1)
+    plan, source, cuda = trial.parts.plan, trial.parts.source, trial.device.type == "cuda"
+    per_step = trial.seconds_per_step(steps)  # the first one warms up
     samples = plan.steps * recipe.batch_size
     return dict(
         steps=plan.steps,
         samples=samples,
         epochs=None if len(source) >= ENDLESS else samples / len(source),
-        parameters=parameters,
+        parameters=sum(p.numel() for p in trial.parts.objective.parameters() if p.requires_grad),
         seconds_per_step=per_step,
         hours=per_step * plan.steps / 3600,
         memory_bytes=torch.cuda.max_memory_allocated()
         if cuda
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-        device=str(accelerator.device),
+        device=str(trial.device),
     )
+
+
+def fit_to_time(
+    recipe: Recipe, seconds: float, *, workers: int = 0, accumulate: int | None = None, compiled: bool = False
+) -> Recipe:
+    """The recipe with as long a schedule as this machine computes in `seconds`, this function's own time included.
+
+    A trial of a tenth of the time, of 20 seconds at most, says how long a step takes; of its steps the first half
+    warms up. What the run computes is a matter of the resulting recipe alone. Raises RecipeError (a ValueError) for
+    several processes, which would each come to another length.
+    """
+    start = time.monotonic()
+    accumulate = accumulate or recipe.accumulate
+    trial = _Trial(recipe, workers, accumulate, compiled)
+    if trial.accelerator.num_processes > 1:
+        raise RecipeError("Several processes can't fit a run to a time; set schedule.length.")
+    trial.run(most=1 << 30, seconds=min(20.0, seconds / 10))
+    per_step = trial.seconds_per_step(len(trial.ends) // 2)
+    left = seconds - (time.monotonic() - start)
+    steps = max(1, int(_SHARE * left / per_step))
+    unit = trial.parts.plan.unit
+    length: float = steps if unit == 1 else steps / unit
+    schedule = replace(recipe.schedule, length=length, stop=None, warmup=min(recipe.schedule.warmup, length / 4))
+    return replace(recipe, schedule=schedule)
+
+
+_SHARE = 0.95  # of the time that is planned for: steps may get slower, and the end is written too
+
+
+class _Trial:
+    """Real steps of a recipe that are thrown away; ends: when each was done."""
+
+    def __init__(self, recipe: Recipe, workers: int, accumulate: int, compiled: bool) -> None:
+        self.accelerator = make_accelerator(recipe, accumulate=1)
+        self.device = self.accelerator.device
+        self.recipe, self.workers, self.accumulate = recipe, workers, accumulate
+        self.parts = make_parts(recipe, device=self.device.type, compiled=compiled)
+        self.ends: list[float] = []
+
+    def run(self, most: int, seconds: float = math.inf) -> None:
+        """Take steps, `most` at most, until so many seconds have passed since the first one's end."""
+        source, objective = self.parts.source, self.parts.objective
+        wrapped, optimizer = self.accelerator.prepare(objective, self.parts.optimizer)
+        micro = self.recipe.batch_size // (self.accumulate * self.accelerator.num_processes)
+        order = getattr(source, "order", None)
+        sampler = StepSampler(len(source), micro, self.recipe.seed, 0, most, 1, 0, 1, order)
+        cuda = self.device.type == "cuda"
+        loader = make_loader(source, objective.transform, sampler, self.workers, cuda, self.parts.curriculum)
+        wrapped.train()
+        with Batches(loader) as batches:
+            for batch in batches:
+                loss = wrapped(to_device(batch, source, self.device))["loss"]
+                self.accelerator.backward(loss)
+                optimizer.step()
+                optimizer.zero_grad()
+                objective.after_step(0.0)
+                if not math.isfinite(loss.item()):
+                    raise DivergedError(
+                        "The loss of the first steps is NaN or infinite; try precision: fp32, or look at the data with "
+                        "`zoo show-batch`."
+                    )
+                self.ends.append(time.monotonic())
+                if self.ends[-1] - self.ends[0] > seconds and len(self.ends) > 3:
+                    break
+
+    def seconds_per_step(self, last: int) -> float:
+        """Of all parts of a step; the mean of the `last` ones."""
+        return (self.ends[-1] - self.ends[-1 - last]) / last * self.accumulate
 
 
 def show_batch(recipe: Recipe, samples: int = 4) -> Figure:

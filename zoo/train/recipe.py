@@ -69,10 +69,13 @@ class Recipe:
     `Curriculum`; `objective` and `data` themselves say what evaluations are to take. validation: which of these differ
     for the images that the run is validated on; nothing: it isn't. init: what the model starts from, a weights file,
     the folder of another run or a variant; "" for random weights, or those of model_args. precision: "fp32" or "bf16"
-    (autocast). sync_batchnorm: batch statistics over all processes. accumulate: parts that each process's share of a
-    batch is computed in, to save memory. ema: decay of a moving average of the weights, which is validated too, None
-    for none. export: which weights a finished run gives, the "last" ones, the "best" in validation, or the "ema".
-    trackers: of accelerate, besides TensorBoard, such as [wandb]. source: where the settings come from.
+    (autocast); float32_heads: what predicts is left out of it. tf32: float32 matrix products and convolutions may be
+    rounded to TF32 on a GPU. channels_last: convolutions' memory format. grad_checkpointing: blocks are computed
+    again in the backward pass, not kept: less memory, a third more arithmetic. sync_batchnorm: batch statistics over
+    all processes. accumulate: parts that each process's share of a batch is computed in, to save memory. ema: decay
+    of a moving average of the weights, which is validated too, None for none. export: which weights a finished run
+    gives, the "last" ones, the "best" in validation, or the "ema". trackers: of accelerate, besides TensorBoard, such
+    as [wandb]. source: where the settings come from.
     """
 
     name: str
@@ -87,6 +90,10 @@ class Recipe:
     init: str = ""
     validation: dict[str, Any] = field(default_factory=dict)
     precision: str = "fp32"
+    float32_heads: bool = False
+    tf32: bool = False
+    channels_last: bool = False
+    grad_checkpointing: bool = False
     sync_batchnorm: bool = False
     accumulate: int = 1
     ema: float | None = None

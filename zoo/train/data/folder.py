@@ -11,7 +11,7 @@ import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from zoo.errors import DataError
-from zoo.pictures import read_image
+from zoo.photos import read_image
 
 
 class ImageFolder:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import DataError
-from zoo.pictures import read_image
+from zoo.photos import read_image
 
 
 class HubImages:

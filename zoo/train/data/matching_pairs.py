@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from zoo.errors import DataError
-from zoo.pictures import read_image
+from zoo.photos import read_image
 from zoo.train.data.maps import read_truth
 from zoo.train.data.matching import TRUTHS
 from zoo.train.data.matching_sets import SETS, Entry, list_pairs

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from zoo.errors import DataError
-from zoo.pictures import read_image
+from zoo.photos import read_image
 
 
 class _PairList:

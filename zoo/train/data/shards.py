@@ -18,7 +18,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from zoo.errors import DataError
-from zoo.pictures import read_image
+from zoo.photos import read_image
 from zoo.weights import cache_dir, save_safetensors
 
 WINDOW = 16

@@ -62,8 +62,11 @@ def _make_own(name: str, settings: dict[str, Any], seed: int) -> Any:
     """A source of the user's own: its class is called with the recipe's settings, and the seed if it takes one."""
     cls = load_class(name, "data source")
     try:
-        takes_seed = "seed" in inspect.signature(cls).parameters and "seed" not in settings
-        source = cls(**settings, **(dict(seed=seed) if takes_seed else {}))
+        parameters: Any = inspect.signature(cls).parameters
+    except ValueError:  # a builtin's
+        parameters = ()
+    try:
+        source = cls(**settings, **(dict(seed=seed) if "seed" in parameters and "seed" not in settings else {}))
     except TypeError as error:
         raise RecipeError(f"The recipe's data settings don't fit {name} ({error}); correct them.") from error
     if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):

@@ -1,0 +1,228 @@
+"""The one reader of photos, and that all of the zoo reads by it."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import os
+import shutil
+import struct
+import subprocess
+import time
+import tracemalloc
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zoo import photos
+from zoo.errors import DataError, ImageError
+from zoo.photos import read_image
+from zoo.pictures import to_input
+from zoo.train.data.folder import ImageFolder
+from zoo.train.data.pairs import ImagePairs
+
+ROOT = Path(__file__).parents[1]
+CORNERS = np.zeros((64, 96, 3), np.uint8)
+CORNERS[:32, :48], CORNERS[:32, 48:], CORNERS[32:, :48] = (255, 0, 0), (0, 255, 0), (0, 0, 255)  # the last is black
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def held(orientation: int) -> Image.Image:
+    """CORNERS as the sensor of a camera that is held so has seen it."""
+    inverse = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    image = Image.fromarray(CORNERS)
+    return image.transpose(inverse[orientation]) if orientation in inverse else image
+
+
+def photo(orientation: int, kind: str = "JPEG") -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = dict(quality=95) if kind == "JPEG" else dict(lossless=True) if kind == "WEBP" else {}
+    return encoded(held(orientation), kind, exif=exif, **options)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(0, 10))
+def test_upright(orientation: int, kind: str, tmp_path: Path) -> None:
+    content = photo(orientation, kind)
+    (tmp_path / "x.jpg").write_bytes(content)
+    for read in (read_image("x", content), read_image(tmp_path / "x.jpg")):
+        assert read.shape == CORNERS.shape and np.abs(read.astype(int) - CORNERS).mean() < 4
+
+
+def test_upright_everywhere(tmp_path: Path) -> None:
+    """In what models get, in folders to train on, and in training pairs."""
+    import timm
+
+    (tmp_path / "a.jpg").write_bytes(photo(6))
+    (tmp_path / "b.jpg").write_bytes(photo(1))
+    (tmp_path / "pairs.txt").write_text("a.jpg b.jpg\n")
+    pair = ImagePairs(tmp_path)[0]
+    for image in (ImageFolder(tmp_path)[0]["image"], pair["image1"], pair["image2"]):
+        assert image.shape == CORNERS.shape and np.abs(image.astype(int) - CORNERS).mean() < 4
+    model = timm.create_model("croco_nano_patch8_64")
+    assert (to_input(tmp_path / "a.jpg", model) - to_input(tmp_path / "b.jpg", model)).abs().mean() < 0.1
+
+
+def test_damaged_exif_leaves_the_photo(tmp_path: Path) -> None:
+    content = encoded(Image.fromarray(CORNERS), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's of corrupt EXIF data
+        assert read_image("x", content).shape == CORNERS.shape
+
+
+RAMP = np.linspace(0, 65535, 1024).astype(np.uint16).reshape(32, 32)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        encoded(Image.fromarray(RAMP), "PNG"),
+        encoded(Image.fromarray(RAMP), "TIFF"),
+        encoded(Image.fromarray(RAMP), "PPM"),
+        b"P5 32 32 65535\n" + RAMP.astype(">u2").tobytes(),
+    ],
+)
+def test_16_bits(content: bytes) -> None:
+    read = read_image("x", content)
+    assert len(np.unique(read)) == 256
+    assert np.abs(read.astype(float) - RAMP[..., None] / 257).max() <= 0.5
+
+
+def png(width: int, height: int, depth: int, color: int, rows: bytes) -> bytes:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("color", "samples"), [(2, 3), (4, 2), (6, 4)])
+def test_16_bits_of_color(color: int, samples: int) -> None:
+    rows = b"".join(b"\0" + np.repeat(row[:, None], samples, 1).astype(">u2").tobytes() for row in RAMP)
+    read = read_image("x", png(32, 32, 16, color, rows))
+    assert np.abs(read.astype(float) - RAMP[..., None] / 257).max() <= 1
+
+
+def test_numbers_without_a_white() -> None:
+    for kind in (np.int32, np.float32):
+        with pytest.raises(ImageError, match="have no white"):
+            read_image("x", encoded(Image.fromarray(np.zeros((8, 8), kind)), "TIFF"))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr"])
+def test_other_modes(mode: str) -> None:
+    kind = "JPEG" if mode in ("CMYK", "YCbCr") else "PNG"
+    read = read_image("x", encoded(Image.fromarray(CORNERS).convert(mode), kind))
+    assert read.shape == CORNERS.shape and read.dtype == np.uint8 and read.flags.writeable
+
+
+BOMBS = {
+    "PNG": png(30_000, 30_000, 8, 0, bytes(100)),
+    "PNG under Pillow's limit": png(13_000, 13_000, 1, 0, bytes(100)),
+    "a line": png(1, 80_000_000, 1, 0, bytes(100)),
+    "PPM": b"P6 60000 60000 255\n" + bytes(100),
+    "BMP": b"BM" + struct.pack("<IHHIIiiHHIIiiII", 200, 0, 0, 54, 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0),
+    "nothing": png(0, 0, 8, 0, b""),
+    "text": b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 1 << 31) + b"zTXt",
+}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("name", BOMBS)
+def test_pixel_bombs(name: str, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(BOMBS[name])
+    tracemalloc.start()
+    start = time.monotonic()
+    with pytest.raises(ImageError, match=r"x\.png is not an image that can be read \("):
+        read_image(tmp_path / "x.png")
+    assert tracemalloc.get_traced_memory()[1] < 50_000_000 and time.monotonic() - start < 2
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".eps"])
+def test_no_other_program_is_started(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostScript under any name; Pillow would give it to Ghostscript."""
+
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(shutil, "which", lambda *_: "/usr/bin/gs")
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / f"photo{suffix}").write_bytes(script)
+    with pytest.raises(ImageError, match="it is none of JPEG, PNG"):
+        read_image(tmp_path / f"photo{suffix}")
+
+
+@pytest.mark.parametrize("kind", ["ICO", "PCX", "SGI", "TGA", "DDS", "PDF", "XBM", "GRIB"])
+def test_formats_that_are_no_photos(kind: str) -> None:
+    if kind == "GRIB":
+        content = b"GRIB" + bytes(4) + b"\x01" + bytes(100)
+    elif kind == "XBM":
+        content = encoded(Image.fromarray(CORNERS).convert("1"), "XBM")
+    else:
+        content = encoded(Image.fromarray(CORNERS), kind)
+    with pytest.raises(ImageError, match="it is none of"):
+        read_image("x", content)
+
+
+def test_pipes_and_folders(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").mkdir()
+    (tmp_path / "c.jpg").symlink_to(tmp_path / "c.jpg")
+    for name in "abc":
+        with pytest.raises(ImageError, match=f"{name}.jpg is not an image that can be read"):
+            read_image(tmp_path / f"{name}.jpg")
+    with pytest.raises(ImageError, match="There is no image"):
+        read_image(tmp_path / "d.jpg")
+
+
+def test_damaged_files_raise_our_error_only() -> None:
+    generator = np.random.default_rng(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for kind in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF"):
+            whole = encoded(Image.fromarray(CORNERS), kind)
+            for _ in range(60):
+                damaged = bytearray(whole[: generator.integers(1, len(whole) + 1)])
+                for _ in range(generator.integers(0, 5)):
+                    damaged[generator.integers(min(len(damaged), 400))] = generator.integers(256)
+                with contextlib.suppress(ImageError):
+                    assert read_image("x", bytes(damaged)).dtype == np.uint8
+
+
+def test_textures_are_read_so_too(tmp_path: Path) -> None:
+    from zoo.scenes.photos import texture_levels
+
+    (tmp_path / "x.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
+    with pytest.raises(DataError, match="can't be read as an image"):
+        texture_levels(tmp_path / "x.jpg")
+
+
+def test_nobody_else_opens_photos() -> None:
+    """Image.open without formats= stands nowhere in the package."""
+    for path in (ROOT / "zoo").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Image.open":
+                assert any(keyword.arg == "formats" for keyword in node.keywords), path
+    assert photos.FORMATS[0] == "JPEG"

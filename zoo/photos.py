@@ -1,0 +1,105 @@
+"""The one reader of photos: from anybody's image file to the pixels that its maker meant.
+
+Upright as its camera was held, 16-bit values as what they are, and nothing opened that is no photo.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from zoo.errors import ImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
+"""What is read, by content whatever the name. Pillow knows more; some of them start other programs (PostScript)."""
+
+MAX_PIXELS = 89_000_000
+"""Of one photo: 270 MB as RGB. Below what Pillow warns of; files of a few kilobytes may claim more."""
+
+MAX_ASPECT = 200
+"""Longer side by shorter one: where the shorter is resized to a model's input, the other one grows with it."""
+
+MAX_BYTES = 1 << 30
+
+_ORIENTATION = 0x0112  # of EXIF
+
+
+def read_image(path: str | Path, content: bytes | None = None) -> np.ndarray:
+    """An image file as RGB, uint8 (H, W, 3), from its bytes if they are at hand. Raises ImageError (a ValueError).
+
+    Turned as its EXIF orientation says. 16-bit grays are scaled to 8 bits; other numbers than that (32-bit integers,
+    floats) have no white and are refused. Of several pages or frames the first is read.
+    """
+    try:
+        with (
+            io.BytesIO(content) if content is not None else _open_regular(path) as file,
+            Image.open(file, formats=FORMATS) as image,
+        ):
+            _check_size(image)
+            return _to_rgb(_upright(image))
+    except FileNotFoundError as error:
+        raise ImageError(f"There is no image {path}; check the path.") from error
+    except Exception as error:  # of a damaged file Pillow's readers raise whatever they stumble over
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"it is none of {', '.join(FORMATS)}"
+        else:
+            reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ImageError(
+            f"{path} is not an image that can be read ({reason}); give a JPEG, PNG or WebP file."
+        ) from error
+
+
+def _open_regular(path: str | Path) -> BinaryIO:
+    """A regular file: a pipe would be waited for, for ever."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    file = os.fdopen(descriptor, "rb")
+    about = os.fstat(descriptor)
+    if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_BYTES:
+        file.close()
+        raise ValueError("it is no regular file" if about.st_size <= MAX_BYTES else f"it has {about.st_size:,} bytes")
+    return file
+
+
+def _check_size(image: Image.Image) -> None:
+    """Before anything is decoded. Raises ValueError."""
+    width, height = image.size
+    if min(width, height) < 1 or width * height > MAX_PIXELS:
+        raise ValueError(f"its {width} x {height} pixels are more than the {MAX_PIXELS:,} of a photo")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ValueError(f"its {width} x {height} pixels are a line, not a photo")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()  # first: some formats turn the image themselves, and say so by taking the tag away
+    try:
+        turned = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF data says nothing; the pixels are there
+        return image
+    how = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }.get(turned)
+    return image if how is None else image.transpose(how)
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        gray = np.asarray(image).astype(np.int64)  # Pillow itself would cut off what is above 255
+        gray = ((gray + 128) // 257).clip(0, 255).astype(np.uint8)
+        return np.repeat(gray[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its {'32-bit integers' if image.mode == 'I' else 'floats'} have no white; save 8 or 16 bits")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # else Pillow warns
+    return np.array(image.convert("RGB"))  # a copy: Pillow's own memory is read-only
