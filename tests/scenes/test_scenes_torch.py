@@ -23,6 +23,7 @@ from zoo.scenes.render_torch import (
     render_views_in_torch,
 )
 from zoo.train.build import make_objective, make_source
+from zoo.train.curriculum import Curriculum
 from zoo.train.data.loading import StepSampler, make_loader, to_device
 from zoo.train.recipe import load_recipe
 
@@ -112,6 +113,44 @@ def test_training_batches_are_those_of_the_workers() -> None:
         assert one.dtype == other.dtype and one.shape == other.shape
         assert (one != other).float().mean() < 1e-3
     assert batches[0][2].sum(1).tolist() == [57] * 4
+
+
+def test_batches_of_numbered_scenes() -> None:
+    """Drawn on the device, masks and jitter with them: a function of the draw alone, whatever workers and batches."""
+    recipe = load_recipe("croco_nano", {"data.render": "device", "data.draw": "device"})
+    source = make_source(recipe)
+    objective = make_objective(recipe, source)
+    curriculum = Curriculum({"data.displacement": [[0, [0.02, 0.03]], [2, [0.1, 0.2]]]}, 4)
+
+    def views(batch_size: int, start: int, workers: int) -> list[tuple[Tensor, ...]]:
+        sampler = StepSampler(len(source), batch_size, 5, start, start + 2, 1, 0, 1)
+        loader = make_loader(source, objective.transform, sampler, workers, False, curriculum)
+        return [objective.views(to_device(batch, source, torch.device("cpu"))) for batch in loader]
+
+    first, second = views(4, 1, 0)
+    for mask in (first[2], second[2]):
+        assert mask.sum(1).tolist() == [57] * 4
+    assert (first[2] != second[2]).any() and (first[0] != second[0]).any()
+    again = views(4, 2, 2)[0]
+    for a, b in zip(second, again, strict=True):
+        assert torch.equal(a, b)
+    easy, hard = views(4, 0, 0)[0], again
+    moved = [(x[0].float() - x[1].float()).abs().mean() for x in (easy, hard)]
+    assert moved[0] < moved[1], "the curriculum's displacement"
+
+
+def test_single_views_on_the_device() -> None:
+    settings = {"data.render": "device", "data.draw": "device", "batch_size": 4}
+    recipe = load_recipe("mae_nano", settings)
+    source = make_source(recipe)
+    objective = make_objective(recipe, source)
+    loader = make_loader(source, objective.transform, StepSampler(len(source), 4, 0, 5, 6, 1, 0, 1), 0, False)
+    batch = to_device(next(iter(loader)), source, torch.device("cpu"))
+    assert objective.drawn(batch)["mask"].sum(1).tolist() == [48] * 4
+    assert objective(batch)["loss"].isfinite()
+    with pytest.raises(RecipeError, match=r"set objective\.scale"):
+        recipe = load_recipe("mae_nano", settings | {"objective.scale": [0.2, 1.0]})
+        make_objective(recipe, make_source(recipe))
 
 
 def test_impossible_settings() -> None:

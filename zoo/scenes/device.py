@@ -65,8 +65,12 @@ class NumberedScenes(DrawnScenes):
     keys = ("scene", "displacement", "texture_scale")
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        ranges = {key: np.array(getattr(self.config, key), dtype=np.float32) for key in self.keys[1:]}
-        return {"scene": np.int64(index), **ranges}
+        return {key: value[0] for key, value in self.numbers(np.array([index])).items()}
+
+    def numbers(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """A batch of the scenes `index` (B,), as `__getitem__` gives them one by one."""
+        ranges = {key: np.array([getattr(self.config, key)], dtype=np.float32) for key in self.keys[1:]}
+        return {"scene": index.astype(np.int64), **{key: np.repeat(of, len(index), 0) for key, of in ranges.items()}}
 
     def drawn(self, batch: dict[str, Tensor]) -> SceneBatch:
         return draw_scenes(self.config, self.pairs.seed, *(batch[key] for key in self.keys))

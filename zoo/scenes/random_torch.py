@@ -18,7 +18,7 @@ class Draws:
     """
 
     def __init__(self, seed: int, index: Tensor) -> None:
-        self.key = _mix(index * _GOLDEN + _signed(seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019))
+        self.key = mixed(seed, index)
         self.used = 0
 
     def unit(self, *shape: int) -> Tensor:
@@ -36,6 +36,11 @@ class Draws:
     def normal(self, *shape: int) -> Tensor:
         """(B, *shape), normally distributed."""
         return math.sqrt(2) * torch.erfinv((2 * self.unit(*shape) - 1).clamp(min=2.0**-24 - 1))
+
+
+def mixed(seed: int, index: Tensor) -> Tensor:
+    """int64 (B,) -> as many that look random, others for another seed."""
+    return _mix(index * _GOLDEN + _signed(seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019))
 
 
 def _mix(bits: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from zoo.scenes.random_torch import Draws
+
 _CONTRAST, _SATURATION = 1, 2  # 0 is brightness
 
 
@@ -14,6 +16,13 @@ def draw_jitter(strength: float, generator: torch.Generator) -> Tensor:
     factors = torch.empty(3).uniform_(1 - strength, 1 + strength, generator=generator)
     order = torch.randperm(3, generator=generator)
     return torch.stack((order.float(), factors[order]), dim=1)
+
+
+def draw_jitters(strength: float, draws: Draws) -> Tensor:
+    """`draw_jitter` for each of a batch, drawn on its device: (B, 3, 2)."""
+    factors = draws.uniform(1 - strength, 1 + strength, 3)
+    order = draws.unit(3).argsort(dim=1)
+    return torch.stack((order.float(), factors.gather(1, order)), dim=2)
 
 
 def color_jitter(images: Tensor, steps: Tensor) -> Tensor:

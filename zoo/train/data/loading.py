@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.errors import RecipeError, ZooError
-from zoo.scenes.device import DrawnScenes
+from zoo.scenes.device import DrawnScenes, NumberedScenes
+from zoo.scenes.random_torch import mixed
 from zoo.train.curriculum import Curriculum
 
 ENDLESS = 2**62
@@ -125,6 +126,27 @@ class EachOnce:
         return iter(self.batches)
 
 
+class _NumberedBatches:
+    """Batches of scenes that are drawn on the device: numbers and ranges, and by "draw" what a transform's `on_device`
+    draws with, int64 (B,), of each sample its own."""
+
+    def __init__(
+        self, source: NumberedScenes, sampler: StepSampler | EachOnce, curriculum: Curriculum | None, pin_memory: bool
+    ) -> None:
+        self.source, self.sampler, self.curriculum, self.pin_memory = source, sampler, curriculum, pin_memory
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for keys in self.sampler:
+            index, draw = np.array(keys, dtype=np.int64).T
+            source: Any = self.source
+            # all draws of a batch are of one step, and a curriculum's values are a step's
+            if self.curriculum is not None and (changes := self.curriculum.data(keys[0][1])):
+                source = source.changed(**changes)
+            batch = {key: torch.from_numpy(value) for key, value in source.numbers(index).items()}
+            batch["draw"] = mixed(self.sampler.seed, torch.from_numpy(draw))
+            yield {key: value.pin_memory() for key, value in batch.items()} if self.pin_memory else batch
+
+
 def make_loader(
     source: Any,
     transform: Callable[[dict[str, Any], int], dict[str, Any]],
@@ -132,8 +154,13 @@ def make_loader(
     workers: int,
     pin_memory: bool,
     curriculum: Curriculum | None = None,
-) -> DataLoader:
-    """A DataLoader over `sampler`'s batches; what it gives does not depend on the number of workers."""
+) -> Iterable[dict[str, Tensor]]:
+    """`sampler`'s batches; they do not depend on the number of workers.
+
+    Scenes that are drawn on the device need none, if the transform draws there, too (its `on_device`).
+    """
+    if isinstance(source, NumberedScenes) and hasattr(transform, "on_device"):
+        return _NumberedBatches(source, sampler, curriculum, pin_memory)
     return DataLoader(
         _Prepared(source, transform, sampler.seed, curriculum),
         batch_sampler=sampler,

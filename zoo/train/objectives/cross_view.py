@@ -16,11 +16,14 @@ from zoo.layers.patchify import TARGETS
 from zoo.models.croco import PairModel
 from zoo.pictures import draw_images, hide
 from zoo.scenes.device import DrawnScenes
-from zoo.train.data.jitter import color_jitter, draw_jitter
+from zoo.scenes.random_torch import Draws
+from zoo.train.data.jitter import color_jitter, draw_jitter, draw_jitters
 from zoo.train.objectives.objective import Objective, as_pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_STREAM = 1  # of random numbers, apart from those that scenes are drawn with
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,12 @@ class PairTransform:
             if self.color_jitter:
                 row[f"jitter{i}"] = draw_jitter(self.color_jitter, generator)
         return row | dict(order=random_order(1, self.num_patches, generator)[0])
+
+    def on_device(self, numbers: Tensor) -> dict[str, Tensor]:
+        """The order and jitters of scenes by their numbers (B,), drawn where those lie."""
+        draws = Draws(_STREAM, numbers)
+        row = {f"jitter{i}": draw_jitters(self.color_jitter, draws) for i in (1, 2) if self.color_jitter}
+        return row | dict(order=draws.unit(self.num_patches).argsort(dim=1))
 
     def _crop(self, array: np.ndarray, generator: torch.Generator) -> Tensor:
         image = torch.from_numpy(np.array(array)).permute(2, 0, 1)  # a copy: PIL's arrays are read-only
@@ -120,6 +129,7 @@ class CrossViewCompletion(Objective):
 
     def views(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """What the model sees of a batch: images 1 and 2, uint8 (B, 3, H, W), and mask (B, N) bool."""
+        batch = self.drawn(batch)
         img1, img2 = (
             color_jitter(batch[f"image{i}"], batch[f"jitter{i}"]) if f"jitter{i}" in batch else batch[f"image{i}"]
             for i in (1, 2)

@@ -17,11 +17,15 @@ from zoo.layers.masking import block_mask, num_hidden, random_mask
 from zoo.models._masked import MaskedAutoencoder
 from zoo.models.itpn import ITPNClip, ITPNEma
 from zoo.pictures import draw_images, hide
+from zoo.scenes.device import DrawnScenes
+from zoo.scenes.random_torch import Draws
 from zoo.train.objectives.objective import Objective, as_pixels
 from zoo.train.objectives.teachers import make_teacher
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_STREAM = 1  # of random numbers, apart from those that scenes are drawn with
 
 
 class MaskedTransform:
@@ -41,21 +45,35 @@ class MaskedTransform:
         )
         self.draw_mask = draw_mask
 
+    def check_whole(self) -> None:
+        """Raise RecipeError (a ValueError) if images are to be cropped."""
+        if self.scale != (1.0, 1.0):
+            raise RecipeError(
+                "Scenes rendered on the device are not cropped; set objective.scale=[1.0,1.0] or leave out data.render."
+            )
+
     def __call__(self, sample: dict[str, Any], seed: int) -> dict[str, Tensor]:
         """image: uint8 array (H, W, 3) -> uint8 tensor (3, h, w), and mask (N,) bool.
 
         A sample without an image, a scene to be rendered, passes as it is.
         """
         if "image" not in sample:
-            if self.scale != (1.0, 1.0):
-                raise RecipeError(
-                    "Scenes rendered on the device are not cropped; set objective.scale=[1.0,1.0], or leave out "
-                    "data.render."
-                )
             row = {key: value for key, value in sample.items() if key != "index"}
             return row | dict(mask=self.draw_mask().flatten())
         image = torch.from_numpy(np.array(sample["image"])).permute(2, 0, 1)  # a copy: PIL's arrays are read-only
         return dict(image=self.augment(image).contiguous(), mask=self.draw_mask().flatten())
+
+
+class RandomMaskTransform(MaskedTransform):
+    """`MaskedTransform` with uniformly random masks of `num_patches`."""
+
+    def __init__(self, size: tuple[int, int], scale: tuple[float, float], num_patches: int, ratio: float) -> None:
+        super().__init__(size, scale, partial(random_mask, 1, num_patches, ratio))
+        self.num_patches, self.hidden = num_patches, num_hidden(num_patches, ratio)
+
+    def on_device(self, numbers: Tensor) -> dict[str, Tensor]:
+        """The masks of scenes by their numbers (B,), drawn where those lie."""
+        return dict(mask=Draws(_STREAM, numbers).unit(self.num_patches).argsort(dim=1) < self.hidden)
 
 
 class MaskedImageModeling(Objective):
@@ -76,15 +94,18 @@ class MaskedImageModeling(Objective):
         super().__init__(model, source)
         rows, columns = model.encoder.grid_size
         self.hidden = num_hidden(rows * columns, mask_ratio)
-        self.transform = MaskedTransform(model.img_size, scale, partial(random_mask, 1, rows * columns, mask_ratio))
+        self.transform = RandomMaskTransform(model.img_size, scale, rows * columns, mask_ratio)
+        if isinstance(source, DrawnScenes):
+            self.transform.check_whole()
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """image (B, 3, H, W) uint8 and mask (B, N) bool -> the loss."""
+        batch = self.drawn(batch)
         return dict(loss=self.model.completion_loss(self.to_input(batch["image"]), batch["mask"], self.hidden))
 
     def show(self, samples: Sequence[dict[str, Any]], batch: dict[str, Tensor]) -> Figure:
         """The images, their crops, and what is left of these."""
-        return _show_masks(samples, batch, self.model.patch_size, "their pixels")
+        return _show_masks(samples, self.drawn(batch), self.model.patch_size, "their pixels")
 
 
 class MaskedFeatureModeling(MaskedImageModeling):
@@ -100,6 +121,7 @@ class MaskedFeatureModeling(MaskedImageModeling):
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """image (B, 3, H, W) uint8 and mask (B, N) bool -> the loss and its parts."""
+        batch = self.drawn(batch)
         pixels, features = self.model.losses(self.to_input(batch["image"]), batch["mask"], self.hidden)
         return dict(loss=pixels + self.model.feature_weight * features, pixels=pixels, features=features)
 
@@ -152,6 +174,9 @@ class MaskedTokenModeling(Objective):
 
 def _show_masks(samples: Sequence[dict[str, Any]], batch: dict[str, Tensor], patch_size: int, predicted: str) -> Figure:
     pixels = as_pixels(batch["image"])
-    rows = zip((sample["image"] / 255 for sample in samples), pixels, hide(pixels, batch["mask"], patch_size))
+    seen = hide(pixels, batch["mask"], patch_size)
     caption = f"Gray patches are hidden; the network predicts {predicted}."
-    return draw_images(list(rows), ("in the data", "the crop", "what the network sees"), "", caption, panel=2.4)
+    if "image" not in samples[0]:  # scenes rendered on the device are not cropped
+        return draw_images(list(zip(pixels, seen)), ("the scene", "what the network sees"), "", caption, panel=2.4)
+    rows = list(zip((sample["image"] / 255 for sample in samples), pixels, seen))
+    return draw_images(rows, ("in the data", "the crop", "what the network sees"), "", caption, panel=2.4)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence, Sized
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
-from torchvision.transforms import v2 as transforms
 
 from zoo.errors import RecipeError
 from zoo.pictures import draw_images
@@ -27,11 +27,14 @@ class Objective(nn.Module):
     sample: what the source gives, "image" (image, index and maybe label) or "pair" (image1, image2, index).
     transform: one sample and a seed -> the tensors of a batch's row; runs in the data workers. All of its
         randomness comes from the seed, so a sample does not depend on which worker makes it; torch's global
-        generator, which torchvision's transforms draw from, is seeded with it too.
+        generator, which torchvision's transforms draw from, is seeded with it too. One that draws nothing of an
+        image may have `on_device`: a batch's numbers, int64 (B,) -> the same tensors, drawn where the numbers lie.
     """
 
     sample: ClassVar[str] = "image"
     ranked_by: ClassVar[tuple[str, bool]] = ("loss", False)
+    mean: Tensor
+    std: Tensor
     transform: Callable[[dict[str, Any], int], dict[str, Tensor]]
     figures: Sequence[str] = ()
 
@@ -39,11 +42,16 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         cfg = model.pretrained_cfg
-        self.normalize = transforms.Normalize(cfg["mean"], cfg["std"])
+        for name in ("mean", "std"):  # buffers, since a step that copies numbers to the device waits for it
+            self.register_buffer(name, torch.tensor(cfg[name]).view(-1, 1, 1), persistent=False)
+
+    def drawn(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The batch with what its transform draws for it on its device (`on_device`), if it was to."""
+        return batch | self.transform.on_device(batch["draw"]) if "draw" in batch else batch  # type: ignore[attr-defined]
 
     def to_input(self, images: Tensor) -> Tensor:
         """uint8 images of a batch -> what the model takes: values 0 to 1, normalized."""
-        return self.normalize(images.float() / 255)
+        return (images.float() / 255 - self.mean) / self.std
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """A batch of the transform's tensors -> "loss", a scalar to be minimized, and further scalars to be logged."""
