@@ -184,7 +184,7 @@ class Batches:
     ...     batch = next(batches)
     """
 
-    def __init__(self, loader: DataLoader) -> None:
+    def __init__(self, loader: Iterable[dict[str, Tensor]]) -> None:
         self._batches: Any = iter(loader)
 
     def __enter__(self) -> Batches:
