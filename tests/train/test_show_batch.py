@@ -39,7 +39,7 @@ def test_every_recipe_has_a_picture(name: str, photos: Path, tmp_path: Path, mon
         changes["data"] = dict(source="scenes", image_size=recipe.objective["crop"])
     if recipe.data["source"] == "images":
         changes["data.path"] = str(photos)
-        if recipe.objective["name"] in ("classification", "linear_probe"):
+        if recipe.objective["name"] in ("classification", "linear_probe", "linear_heads"):
             changes["model_args.num_classes"] = 2
     monkeypatch.setattr(masked, "make_teacher", lambda *args: lambda images: torch.zeros(1, 196, 512))  # else fetched
     figure = preview.show_batch(load_recipe(name, changes), samples=3)

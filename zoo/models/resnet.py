@@ -208,25 +208,37 @@ JigsawClusteringModel.layouts = {
 
 
 class JigsawHeads(nn.Module):
-    """Each patch's features projected, with a ReLU as in the paper's siamese network, and all nine classified."""
+    """Each patch's features projected, with a ReLU as in the paper's siamese network, and all nine classified.
 
-    def __init__(self, features: int, dim: int, permutations: int, device=None, dtype=None) -> None:
+    norm: batch norm of the projections, as VISSL has it.
+    """
+
+    def __init__(self, features: int, dim: int, permutations: int, norm: bool = False, device=None, dtype=None) -> None:
         super().__init__()
         dd: dict[str, Any] = dict(device=device, dtype=dtype)
-        self.patch = nn.Sequential(nn.Linear(features, dim, **dd), nn.ReLU())
+        norms = [nn.BatchNorm1d(dim, **dd)] if norm else []
+        self.patch = nn.Sequential(nn.Linear(features, dim, **dd), *norms, nn.ReLU())
         self.permutation = nn.Linear(9 * dim, permutations, **dd)
 
 
 class JigsawModel(PretextModel):
     """Jigsaw: a ResNet that tells in which of `permutations` orders it is given an image's nine patches.
 
-    dim: of each patch's projection. encoder_args: PretextResNet's.
+    dim: of each patch's projection. head_norm: see `JigsawHeads`. encoder_args: PretextResNet's.
     """
 
-    def __init__(self, permutations: int = 2000, dim: int = 1000, device=None, dtype=None, **encoder_args: Any) -> None:
+    def __init__(
+        self,
+        permutations: int = 2000,
+        dim: int = 1000,
+        head_norm: bool = False,
+        device=None,
+        dtype=None,
+        **encoder_args: Any,
+    ) -> None:
         super().__init__(device=device, dtype=dtype, **encoder_args)
         self.permutations = permutations
-        self.heads = JigsawHeads(self.num_features, dim, permutations, device, dtype)
+        self.heads = JigsawHeads(self.num_features, dim, permutations, head_norm, device, dtype)
 
     def forward(self, patches: Tensor) -> Tensor:
         """Patches (B, 9, C, h, w) in their shuffled order -> logits (B, permutations)."""

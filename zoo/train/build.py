@@ -24,6 +24,7 @@ from zoo.train.objectives.classify import Classification, LinearProbe
 from zoo.train.objectives.cross_view import CrossViewCompletion
 from zoo.train.objectives.jigsaw import Jigsaw
 from zoo.train.objectives.jigsaw_clustering import JigsawClustering
+from zoo.train.objectives.linear_heads import LinearHeads
 from zoo.train.objectives.masked import MaskedFeatureModeling, MaskedImageModeling, MaskedTokenModeling
 from zoo.train.objectives.objective import Objective
 from zoo.train.objectives.pirl import Pirl
@@ -43,6 +44,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "pirl": Pirl,
     "classification": Classification,
     "linear_probe": LinearProbe,
+    "linear_heads": LinearHeads,
     "stereo": Stereo,
     "flow": Flow,
 }

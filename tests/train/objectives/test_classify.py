@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from tests.support.two_processes import in_two_processes
 from tests.train.data.test_images import png, write_shard
-from zoo.errors import CheckpointMismatchError, RecipeError, UnknownVariantError
+from zoo.errors import CheckpointMismatchError, DataError, RecipeError, UnknownVariantError
 from zoo.train.build import make_model, make_objective, make_optimizer, make_source
 from zoo.train.data import shards as shards_module
+from zoo.train.data.sources import make_source as source_of
 from zoo.train.engine import train
 from zoo.train.objectives.classify import Classification, LinearProbe
 from zoo.train.recipe import Recipe, load_recipe
@@ -305,3 +306,70 @@ def test_pretraining_is_not_validated(tmp_path: Path) -> None:
     recipe = load_recipe("croco_nano", dict(validation=dict(samples=4)))
     with pytest.raises(RecipeError, match="CrossViewCompletion has nothing to validate"):
         train(recipe, tmp_path, workers=0, progress=False)
+
+
+# ------------------------------------------------------------------------- classifiers of frozen networks
+
+
+def test_plain_probe(colors: Path, tmp_path: Path) -> None:
+    """Without a norm the classifier that is trained is the one that is written."""
+    recipe = on_colors(colors, objective=dict(name="linear_probe", norm=False), optimizer=dict(name="momentum", lr=1.0))
+    objective = make_objective(recipe, make_source(recipe))
+    assert isinstance(objective, LinearProbe) and objective.norm is None
+    images = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(objective.eval().logits(images), objective.trained().eval()(images))
+
+
+RESNET = dict(model="pirl_resnet50", model_args=dict(layers=(1, 1, 1, 1), channels=(4, 8, 8, 16), num_classes=2))
+
+
+def test_linear_heads(colors: Path, tmp_path: Path) -> None:
+    """Seven classifiers learn at once; the trained model has the average's, with the norm in it."""
+    optimizer = dict(name="sgd", lr=0.05, momentum=0.9)
+    recipe = on_colors(colors, **RESNET, objective=dict(name="linear_heads", scale=[0.5, 1.0]), optimizer=optimizer)
+    train(recipe, tmp_path, workers=0, progress=False)
+    last = read_log(tmp_path)[-1]
+    heads = {key for key in last if key.startswith("validation_top1_")}
+    assert len(heads) == 7 and last["validation_top1"] == max(last[key] for key in heads) > 80
+    start, trained = (
+        make_objective(recipe, make_source(recipe)).model.state_dict(),
+        load_file(tmp_path / "model.safetensors"),
+    )
+    assert all(torch.equal(trained[key], start[key]) for key in start if not key.startswith("fc."))
+
+    objective = make_objective(recipe, make_source(recipe)).eval()
+    for module in objective.heads.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.running_mean.uniform_(-1, 1), module.running_var.uniform_(0.5, 2)
+            module.weight.data.uniform_(0.5, 2), module.bias.data.uniform_(-1, 1)
+    images = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(objective.all_logits(images)["avgpool"], objective.trained().eval()(images))
+    with pytest.raises(RecipeError, match="use linear_probe"):
+        recipe = on_colors(colors, objective=dict(name="linear_heads"))
+        make_objective(recipe, make_source(recipe))
+
+
+def test_pooled_to_about_9000_numbers() -> None:
+    model = timm.create_model("pirl_resnet50", num_classes=2, device="meta")
+    recipe = load_recipe("pirl_resnet50_linear", {"data": dict(source="patterns", samples=8), "validation": {}})
+    with torch.device("meta"):
+        objective = make_objective(recipe, make_source(recipe), timm.create_model("pirl_resnet50", num_classes=8))
+    sizes = {name: head[0].num_features for name, head in objective.heads.items() if name != "avgpool_plain"}
+    assert sizes == dict(conv1=9216, res2=9216, res3=8192, res4=9216, res5=8192, avgpool=2048)
+    assert model.num_classes == 2
+
+
+def test_share_of_the_labels(colors: Path, tmp_path: Path) -> None:
+    """A list names the images to take, with or without their folders; the classes stay those of all."""
+    (tmp_path / "share.txt").write_text("red/0.jpg\nred/3.jpg\n\n")
+    settings = dict(source="images", path=str(colors), names=str(tmp_path / "share.txt"))
+    source = source_of(settings, 0, "image")
+    assert len(source) == 2 and source.classes == ("blue", "red") and source[1]["label"] == 1
+    (tmp_path / "share.txt").write_text("0.jpg\n")
+    with pytest.raises(DataError, match="2 images are those of the 1 names"):
+        source_of(settings, 0, "image")
+    (tmp_path / "share.txt").write_text("99.jpg\n")
+    with pytest.raises(DataError, match="0 images are those of the 1 names"):
+        source_of(settings, 0, "image")
+    with pytest.raises(DataError, match="can't be read"):
+        source_of(settings | dict(names=str(tmp_path / "none.txt")), 0, "image")

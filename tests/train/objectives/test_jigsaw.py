@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +13,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tests.support.checkpoints import FileServer
 from tests.support.two_processes import in_two_processes
 from tools.make_permutations import make_permutations
-from zoo.errors import RecipeError
+from zoo.errors import CorruptWeightsError, DownloadError, RecipeError
 from zoo.evaluate.pretext import evaluate
 from zoo.models.resnet import JigsawClusteringModel
 from zoo.train import build, engine, run
 from zoo.train.data import loading
-from zoo.train.objectives.jigsaw import PuzzleTransform, read_permutations
+from zoo.train.objectives import permutations as permutations_module
+from zoo.train.objectives.jigsaw import PuzzleTransform
 from zoo.train.objectives.jigsaw_clustering import QuarterTransform, cluster_loss, shuffle
 from zoo.train.objectives.objective import Objective
+from zoo.train.objectives.permutations import read_permutations
 from zoo.train.recipe import Recipe, load_recipe
 
 NARROW = dict(channels=(4, 4, 4, 8), dim=8)
@@ -143,6 +148,71 @@ def test_patches_come_in_the_labels_order() -> None:
     objective.model.classify = lambda puzzles: seen.append(puzzles) or torch.zeros(len(puzzles), 100)
     objective({key: value[None] for key, value in puzzle.items()})
     assert torch.equal(seen[0][..., 0].long(), read_permutations(100)[puzzle["permutation"]])
+
+
+def test_whole_image_is_gray_as_published() -> None:
+    """VISSL's Jigsaw: resized, mirrored and cropped images, of which two thirds are gray in all of their patches."""
+    recipe = tiny(
+        "jigsaw_nano", **{"objective.resize": 76, "objective.grayscale": 0.0, "objective.image_grayscale": 0.66}
+    )
+    transform = make_objective(recipe).transform
+    image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    torch.manual_seed(0)
+    gray = [
+        [bool((patch == patch[:1]).all()) for patch in transform(dict(image=image), seed)["patches"]]
+        for seed in range(300)
+    ]
+    assert all(len(set(patches)) == 1 for patches in gray), "either all patches of an image or none"
+    assert 0.58 < np.mean([patches[0] for patches in gray]) < 0.74
+    with pytest.raises(RecipeError, match="don't fit into images"):
+        make_objective(tiny("jigsaw_nano", **{"objective.resize": 70}))
+
+
+def test_heads_are_normed_on_request() -> None:
+    plain, normed = (timm.create_model("jigsaw_nano_64_perm100", head_norm=norm) for norm in (False, True))
+    assert normed.state_dict().keys() - plain.state_dict().keys() >= {"heads.patch.1.running_mean"}
+    features = normed.train().heads.patch[:2](torch.randn(64, 512) * 5 + 3)
+    torch.testing.assert_close(features.mean(0), torch.zeros(64), atol=1e-5, rtol=0)
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    """A list of permutations that counts the places from 1, as a published one may."""
+    content = io.BytesIO()
+    np.save(content, read_permutations(100).numpy() + 1)
+    with FileServer({"/perms.npy": content.getvalue()}) as server:
+        monkeypatch.setitem(permutations_module.PUBLISHED, 100, f"{server.url}/perms.npy")
+        yield server
+
+
+def test_published_permutations(published: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fetched once, recognized ever after, and no other list is taken in their place."""
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    for _ in range(2):
+        assert torch.equal(read_permutations(100, "published"), read_permutations(100))
+    assert published.gets("/perms.npy") == 1
+    (kept,) = tmp_path.rglob("perms.npy")
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-8] + bytes(8))
+    with pytest.raises(CorruptWeightsError, match="not the file that was fetched first"):
+        read_permutations(100, "published")
+    kept.unlink()
+    published.files["/perms.npy"] = whole[:-8] + bytes(8)
+    with pytest.raises(DownloadError):
+        read_permutations(100, "published")
+    with pytest.raises(RecipeError, match="No list of 500"):
+        read_permutations(500, "published")
+
+
+@pytest.mark.parametrize(
+    "rows", [np.zeros((100, 9), int), np.ones((100, 8), int), np.random.rand(100, 9), np.array([None, "x"])]
+)
+def test_files_that_are_no_permutations(rows: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", rows, allow_pickle=True)
+    with pytest.raises(RecipeError, match=r"rows\.npy (holds rows|is no list)"):
+        read_permutations(100, str(tmp_path / "rows.npy"))
+    with pytest.raises(RecipeError, match="There is no list"):
+        read_permutations(100, str(tmp_path / "none.npy"))
 
 
 # ------------------------------------------------------------------------------------------------------ both

@@ -302,3 +302,18 @@ def test_frozen_statistics(tmp_path: Path) -> None:
 def test_wrong_settings(changes: dict, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         make_objective(tiny(**changes))
+
+
+def test_colors_of_the_later_recipe() -> None:
+    """SimCLR's: a fifth of the images are gray, and hues change; none are posterized or solarized."""
+    transform = PirlTransform("jigsaw", 48, 54, 14, colors="simclr")
+    image = torch.full((3, 48, 48), 40, dtype=torch.uint8)
+    image[0] = 200
+    seen = []
+    for seed in range(300):
+        torch.manual_seed(seed)
+        seen.append(transform.distort(image)[:, 24, 24])
+    gray = torch.stack([color.max() == color.min() for color in seen]).float().mean()
+    assert 0.13 < gray < 0.28
+    with pytest.raises(RecipeError, match="has no colors"):
+        PirlTransform("jigsaw", 48, 54, 14, colors="simclr", strength=0.5)

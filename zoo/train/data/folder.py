@@ -17,23 +17,25 @@ from zoo.photos import read_image
 class ImageFolder:
     """Every image below a folder. Where all of them are in subfolders, those are the classes, as in ImageNet.
 
-    path: the folder, or one with a subfolder for each split. split: "train" may be the folder itself.
+    path: the folder, or one with a subfolder for each split. split: "train" may be the folder itself. names: a text
+    file with the names of the images to take, one a line, such as a semi-supervised share's; default: all.
     Raises DataError (a ValueError).
     """
 
-    def __init__(self, path: str | Path, split: str = "train") -> None:
+    def __init__(self, path: str | Path, split: str = "train", names: str | Path | None = None) -> None:
         self.root = _split_folder(Path(path), split)
         listing = list(_list_images(self.root))
+        tops = sorted({folder.split(os.sep)[0] for folder, _ in listing})  # a share may lack some of them
+        if names is not None:
+            listing = _only(listing, Path(names))
         if not listing:
             raise DataError(f"There are no images in {self.root}; it needs files such as x.jpg, in any subfolders.")
         self.folders = np.array([os.fsencode(folder) for folder, _ in listing])
         self.names = np.concatenate([names for _, names in listing])
         self.ends = np.cumsum([len(names) for _, names in listing])
-        tops = [folder.split(os.sep)[0] for folder, _ in listing]
-        named = sorted(set(tops))
-        self.classes = tuple(named) if "" not in named and len(named) > 1 else ()
+        self.classes = tuple(tops) if "" not in tops and len(tops) > 1 else ()
         self.num_classes = len(self.classes)
-        self._labels = [named.index(top) for top in tops]  # of the folders
+        self._labels = [tops.index(folder.split(os.sep)[0]) for folder, _ in listing]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -63,6 +65,29 @@ def _list_images(root: Path) -> Iterator[tuple[str, np.ndarray]]:
         if names:
             inside = os.path.relpath(place, root)
             yield "" if inside == "." else inside, np.array(sorted(map(os.fsencode, names)))
+
+
+def _only(listing: list[tuple[str, np.ndarray]], path: Path) -> list[tuple[str, np.ndarray]]:
+    """The images of a listing that a file names, each with or without its folder. Raises DataError (a ValueError)."""
+    try:
+        wanted = {os.fsencode(line.strip()) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"The list of images {path} can't be read ({error}); give a text file, a name a line."
+        ) from error
+    kept, found = [], 0
+    for folder, names in listing:
+        place = os.fsencode(folder)
+        chosen = np.array([name for name in names if name in wanted or os.path.join(place, name) in wanted])
+        found += len(chosen)
+        if len(chosen):
+            kept.append((folder, chosen))
+    if found != len(wanted):
+        raise DataError(
+            f"{found:,} images are those of the {len(wanted):,} names in {path}; each name must be of one image, "
+            "with or without its folder."
+        )
+    return kept
 
 
 def _raise_unreadable(error: OSError) -> NoReturn:

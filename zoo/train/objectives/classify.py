@@ -35,10 +35,10 @@ class LabeledTransform:
         return dict(image=image, label=torch.tensor(sample["label"]))
 
 
-class _Classification(Objective):
+class LabeledObjective(Objective):
     """Base of what trains a model's classifier on the classes of its source."""
 
-    figures = ("loss", "top1", "top5")
+    figures: Sequence[str] = ("loss", "top1", "top5")
     """What `judge` gives."""
     ranked_by = ("top1", True)
 
@@ -104,7 +104,7 @@ class _Classification(Objective):
         return torch.stack((loss, 100.0 * best[:, 0].sum(), 100.0 * best.sum()))
 
 
-class Classification(_Classification):
+class Classification(LabeledObjective):
     """Fine-tuning of the whole model, with timm's augmentations (MAE, appendix A.1: the masked papers' settings).
 
     mixup, cutmix: their Beta distributions' parameter, 0 for neither. label_smoothing: share of the target that is
@@ -151,14 +151,18 @@ class Classification(_Classification):
         return dict(loss=loss, top1=100.0 * (logits.argmax(dim=1) == labels).float().mean())
 
 
-class LinearProbe(_Classification):
-    """A linear classifier on the frozen backbone's features, normed by batch without affine (MAE, appendix A.1)."""
+class LinearProbe(LabeledObjective):
+    """A linear classifier on the frozen backbone's features.
 
-    def __init__(self, model: Any, source: Any, scale: tuple[float, float] = (0.08, 1.0)) -> None:
+    norm: of the features, by batch and without affine (MAE, appendix A.1); without it the classifier is a plain one, as
+    MoCo's and Jigsaw Clustering's. scale: see `Classification`.
+    """
+
+    def __init__(self, model: Any, source: Any, scale: tuple[float, float] = (0.08, 1.0), norm: bool = True) -> None:
         super().__init__(model, source, scale=scale, color_jitter=0.0)
         model.requires_grad_(False)
         self.head = model.get_classifier().requires_grad_(True)
-        self.norm = nn.BatchNorm1d(self.head.in_features, eps=1e-6, affine=False)
+        self.norm = nn.BatchNorm1d(self.head.in_features, eps=1e-6, affine=False) if norm else None
         nn.init.trunc_normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 
@@ -170,7 +174,7 @@ class LinearProbe(_Classification):
     def logits(self, images: Tensor) -> Tensor:
         with torch.no_grad():
             features = self.model.forward_head(self.model.forward_features(images), pre_logits=True)
-        return self.head(self.norm(features))
+        return self.head(features if self.norm is None else self.norm(features))
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """image (B, 3, H, W) uint8 and label (B,) -> the loss and the hits in percent."""
@@ -180,12 +184,22 @@ class LinearProbe(_Classification):
     @torch.no_grad()
     def trained(self) -> nn.Module:
         """The model, with the norm as part of its classifier."""
-        model, norm = copy.deepcopy(self.model), self.norm
-        head = model.get_classifier()
-        assert norm.running_mean is not None and norm.running_var is not None
-        head.weight /= torch.sqrt(norm.running_var + norm.eps)
-        head.bias -= head.weight @ norm.running_mean
+        model = copy.deepcopy(self.model)
+        if self.norm is not None:
+            fold_norm(self.norm, model.get_classifier())
         return model
+
+
+@torch.no_grad()
+def fold_norm(norm: nn.BatchNorm1d, linear: nn.Linear) -> None:
+    """Make `linear` compute what `norm`, with its running statistics, and it compute together."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = 1 / torch.sqrt(norm.running_var + norm.eps)
+    shift = -norm.running_mean * scale
+    if norm.affine:
+        scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
+    linear.bias.add_(linear.weight @ shift)
+    linear.weight.mul_(scale)
 
 
 def _input_size(model: Any) -> tuple[int, int]:

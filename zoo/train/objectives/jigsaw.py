@@ -1,17 +1,14 @@
 """Jigsaw: in which of a fixed set of orders are an image's nine patches given?
 
-Noroozi and Favaro, ECCV 2016, arXiv 1603.09246. The training form (ResNet, patches and augmentation as in PIRL)
-is the zoo's own.
+Noroozi and Favaro, ECCV 2016, arXiv 1603.09246, on a ResNet as VISSL trains it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,22 +18,10 @@ from zoo.errors import RecipeError
 from zoo.models.resnet import JigsawModel
 from zoo.train.objectives.objective import Objective
 from zoo.train.objectives.patches import cut_patches, distortion, draw_puzzles, to_tensor
+from zoo.train.objectives.permutations import read_permutations
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-PERMUTATIONS = Path(__file__).parent / "permutations.npy"
-
-
-def read_permutations(count: int) -> Tensor:
-    """The first `count` orders of tools/make_permutations.py, (count, 9): the true place of each patch given.
-
-    At least 6 of 9 places differ between any two of the first 100, 4 of the first 2,000, 3 of all 10,000.
-    """
-    every = np.load(PERMUTATIONS)
-    if not 1 < count <= len(every):
-        raise RecipeError(f"There are {len(every):,} permutations, not {count:,}; set model_args.permutations.")
-    return torch.from_numpy(every[:count].astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -59,13 +44,25 @@ class PuzzleTransform:
         return dict(patches=torch.stack(patches), permutation=torch.randint(self.permutations, (self.puzzles,)))
 
 
+def _cropping(crop: int, resize: int | None, scale: Sequence[float]) -> list[transforms.Transform]:
+    if resize is None:
+        return [transforms.RandomResizedCrop(crop, scale, antialias=True)]
+    return [
+        transforms.Resize(resize, antialias=True),
+        transforms.RandomHorizontalFlip(),
+        transforms.RandomCrop(crop),
+    ]
+
+
 class Jigsaw(Objective):
     """Cross-entropy of the order's number; logs its accuracy.
 
-    crop, crop_scale: side in pixels and area of the random resized crop that is cut into 3x3 cells. patch: side of
-    the patch at a random place in each cell. grayscale: probability that a patch loses its color. distort: all the
-    rest of PIRL's augmentation of each patch. puzzles: orders of each image in a step; since the network embeds
-    every patch for itself, more than one cost next to nothing.
+    crop: side in pixels of the random crop that is cut into 3x3 cells. resize: length that the image's shorter side
+    gets before it is cropped and mirrored (VISSL), or None for a random resized crop of the area crop_scale (PIRL).
+    patch: side of the patch at a random place in each cell. image_grayscale, grayscale: probability that the image, or
+    a patch, loses its color. distort: all the rest of PIRL's augmentation of each patch. puzzles: orders of each image
+    in a step; since the network embeds every patch for itself, more than one cost next to nothing. permutations: see
+    `read_permutations`.
     """
 
     permutations: Tensor
@@ -75,11 +72,14 @@ class Jigsaw(Objective):
         model: JigsawModel,
         source: Sized,
         crop: int = 255,
+        resize: int | None = 256,
         crop_scale: Sequence[float] = (0.6, 1.0),
         patch: int = 64,
-        grayscale: float = 0.3,
-        distort: bool = True,
+        image_grayscale: float = 0.66,
+        grayscale: float = 0.0,
+        distort: bool = False,
         puzzles: int = 1,
+        permutations: str = "own",
     ) -> None:
         if not isinstance(model, JigsawModel):
             raise RecipeError(
@@ -91,12 +91,16 @@ class Jigsaw(Objective):
                 f"Patches of {patch} pixels don't fit into the cells of a third of {crop}; set objective.patch or "
                 "objective.crop."
             )
+        if resize is not None and resize < crop:
+            raise RecipeError(
+                f"Crops of {crop} pixels don't fit into images resized to {resize}; set objective.resize."
+            )
         super().__init__(model, source)
-        self.register_buffer("permutations", read_permutations(model.permutations), persistent=False)
+        self.register_buffer("permutations", read_permutations(model.permutations, permutations), persistent=False)
         self.transform = PuzzleTransform(
             model.permutations,
             puzzles,
-            transforms.RandomResizedCrop(crop, crop_scale, antialias=True),
+            transforms.Compose([*_cropping(crop, resize, crop_scale), transforms.RandomGrayscale(image_grayscale)]),
             patch,
             distortion(grayscale) if distort else transforms.RandomGrayscale(grayscale),
         )

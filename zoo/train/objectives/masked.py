@@ -32,17 +32,25 @@ class MaskedTransform:
     """One image -> a random resized crop, perhaps flipped, and which of its patches are hidden (MAE, appendix A).
 
     size: height and width of the crop. scale: range of the crop's share of the image's area. draw_mask: gives a mask
-    (N,) or (1, N) from torch's CPU generator.
+    (N,) or (1, N) from torch's CPU generator. color_jitter: strength of brightness, contrast and saturation
+    jitter (0.4: factors 0.6..1.4).
     """
 
-    def __init__(self, size: tuple[int, int], scale: tuple[float, float], draw_mask: Callable[[], Tensor]) -> None:
+    def __init__(
+        self,
+        size: tuple[int, int],
+        scale: tuple[float, float],
+        draw_mask: Callable[[], Tensor],
+        color_jitter: float = 0.0,
+    ) -> None:
         self.scale = tuple(scale)
-        self.augment = transforms.Compose(
-            [
-                transforms.RandomResizedCrop(size, scale, interpolation=InterpolationMode.BICUBIC, antialias=True),
-                transforms.RandomHorizontalFlip(),
-            ]
-        )
+        steps = [
+            transforms.RandomResizedCrop(size, scale, interpolation=InterpolationMode.BICUBIC, antialias=True),
+            transforms.RandomHorizontalFlip(),
+        ]
+        if color_jitter:
+            steps.append(transforms.ColorJitter(color_jitter, color_jitter, color_jitter))
+        self.augment = transforms.Compose(steps)
         self.draw_mask = draw_mask
 
     def check_whole(self) -> None:
@@ -143,6 +151,7 @@ class MaskedTokenModeling(Objective):
         hidden_share: float = 75 / 196,
         scale: tuple[float, float] = (0.2, 1.0),
         reference_range: bool = False,
+        color_jitter: float = 0.0,
     ) -> None:
         if not isinstance(model, ITPNClip):
             raise RecipeError(
@@ -159,7 +168,7 @@ class MaskedTokenModeling(Objective):
                 f"{model.head.out_features}; set model_args.teacher_dim."
             )
         hidden = round(hidden_share * grid[0] * grid[1])
-        self.transform = MaskedTransform(model.img_size, scale, partial(block_mask, grid, hidden))
+        self.transform = MaskedTransform(model.img_size, scale, partial(block_mask, grid, hidden), color_jitter)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """image (B, 3, H, W) uint8 and mask (B, N) bool -> the loss."""

@@ -75,6 +75,17 @@ def distortion(grayscale: float = 0.2, blur: bool = False, strength: float = 1.0
     return transforms.Compose([*steps, random_blur()] if blur else steps)
 
 
+def simclr_distortion(blur: bool = True) -> transforms.Transform:
+    """The color distortion of PIRL's later recipe (VISSL's photo_gblur): SimCLR's, of strength 1 (arXiv 2002.05709,
+    appendix A), and a flip."""
+    steps = [
+        transforms.RandomHorizontalFlip(),
+        transforms.RandomApply([transforms.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
+        transforms.RandomGrayscale(0.2),
+    ]
+    return transforms.Compose([*steps, random_blur()] if blur else steps)
+
+
 def random_blur(sigma: Sequence[float] = (0.1, 2.0)) -> transforms.Transform:
     """Half of the images blurred by a Gaussian of `sigma` pixels, that reaches to three deviations."""
     reach = math.ceil(3 * sigma[1])

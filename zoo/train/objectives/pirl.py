@@ -23,7 +23,7 @@ from zoo.models.resnet import PirlModel
 from zoo.pictures import draw_images
 from zoo.train.data.loading import ENDLESS
 from zoo.train.objectives.objective import Objective, as_pixels
-from zoo.train.objectives.patches import cut_patches, distortion, draw_puzzles, to_tensor
+from zoo.train.objectives.patches import cut_patches, distortion, draw_puzzles, simclr_distortion, to_tensor
 from zoo.train.processes import gather, world
 
 if TYPE_CHECKING:
@@ -31,13 +31,15 @@ if TYPE_CHECKING:
 
 View = Literal["jigsaw", "rotation"]
 Loss = Literal["nce", "infonce"]
+Colors = Literal["pirl", "simclr"]
 
 
 class PirlTransform:
     """One image -> a crop of it and a transformed view (section 3.2): nine shuffled patches, or a rotated crop.
 
     image_size: side of the crops. scale: range of their share of the image. crop_size: side of the crop that the
-    3 x 3 patches of side patch_size are cut from. blur, strength: see `distortion`.
+    3 x 3 patches of side patch_size are cut from. colors: "pirl" (`distortion`, which has `strength`) or "simclr",
+    those of its later recipe (`simclr_distortion`); both with `blur`.
     """
 
     def __init__(
@@ -49,7 +51,10 @@ class PirlTransform:
         scale: Sequence[float] = (0.08, 1.0),
         blur: bool = False,
         strength: float = 1.0,
+        colors: Colors = "pirl",
     ) -> None:
+        if colors not in ("pirl", "simclr") or (colors == "simclr" and strength != 1.0):
+            raise RecipeError(f"PIRL has no colors '{colors}' of strength {strength}; choose pirl, or simclr of 1.0.")
         if patch_size > crop_size // 3:
             raise RecipeError(
                 f"Patches of {patch_size} pixels don't fit into the cells of a third of {crop_size}; set "
@@ -58,7 +63,7 @@ class PirlTransform:
         self.view, self.patch_size = view, patch_size
         self.crop = transforms.RandomResizedCrop(image_size, scale=tuple(scale), antialias=True)
         self.jigsaw_crop = transforms.RandomResizedCrop(crop_size, scale=(0.6, 1.0), antialias=True)
-        self.distort = distortion(blur=blur, strength=strength)
+        self.distort = simclr_distortion(blur) if colors == "simclr" else distortion(blur=blur, strength=strength)
 
     def __call__(self, sample: dict[str, Any], seed: int) -> dict[str, Tensor]:
         """image: uint8 array (H, W, 3) -> image (3, h, w) and patches (P, 3, p, p) uint8; order (P,): the true place
@@ -246,7 +251,7 @@ class Pirl(Objective):
     the logits. negatives: of each sample and loss, drawn from the whole bank. momentum: of the bank.
     view_weight: share of the transformed view's loss. frozen_statistics: batch norms use their running statistics in
     training too. Those mix images and patches, which the network gets used to so; in a curriculum, for a run's end.
-    image_size, crop_size, patch_size, scale, blur, strength: see PirlTransform.
+    image_size, crop_size, patch_size, scale, blur, strength, colors: see PirlTransform.
 
     Logs both losses and, of the transformed views, the share that is nearest to their own image among all candidates.
     """
@@ -271,6 +276,7 @@ class Pirl(Objective):
         scale: Sequence[float] = (0.08, 1.0),
         blur: bool = False,
         strength: float = 1.0,
+        colors: Colors = "pirl",
     ) -> None:
         if not isinstance(model, PirlModel):
             raise RecipeError(
@@ -293,7 +299,7 @@ class Pirl(Objective):
         super().__init__(model, source)
         self.loss, self.temperature, self.negatives, self.view_weight = loss, temperature, negatives, view_weight
         self.configure(frozen_statistics=frozen_statistics)
-        self.transform = PirlTransform(view, image_size, crop_size, patch_size, scale, blur, strength)
+        self.transform = PirlTransform(view, image_size, crop_size, patch_size, scale, blur, strength, colors)
         self.bank = MemoryBank(len(source), model.dim, momentum)
         self.register_buffer("normalizer", torch.zeros(()))  # Z; zero: not fixed yet
         self._normalizer_is_fixed = False  # what the device knows, so as not to ask it at every step
