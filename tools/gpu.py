@@ -42,7 +42,8 @@ PATIENCE = 5.0  # seconds that a stage has for saving once it is told to stop
 
 
 class Stage(NamedTuple):
-    """What is run. module, function: where it is written. seconds: its limit; None: whatever is left."""
+    """What is run. module, function: where it is written. seconds: its limit, or less if there isn't time for all;
+    None: whatever is left."""
 
     title: str
     module: str
@@ -55,14 +56,15 @@ STAGES = {
     "b": Stage("golden cases", "tools.gpu_speed", "golden", 40),
     "c": Stage("forward passes", "tools.gpu_speed", "forwards", 90),
     "d": Stage("pretraining steps", "tools.gpu_speed", "steps", 90),
-    "e": Stage("scenes", "tools.gpu_speed", "scenes", 25),
+    "e": Stage("scenes", "tools.gpu_speed", "scenes", 60),
     "f": Stage("training", "tools.gpu_training", "training", None),
 }
 
 
 @dataclass
 class Lab:
-    """Where a stage works. tiny: sizes for a CPU. deadline: on time.monotonic's clock. scratch: for its own files."""
+    """Where a stage works. tiny: sizes for a CPU. deadline: on time.monotonic's clock. scratch: for its own files.
+    compiled: let trainings compile their blocks."""
 
     stage: str
     device: str
@@ -70,6 +72,7 @@ class Lab:
     output: Path
     scratch: Path
     deadline: float
+    compiled: bool = False
     started: float = field(default_factory=time.monotonic)
 
     def left(self) -> float:
@@ -83,7 +86,11 @@ class Lab:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        os.write(_console, (describe(row) + "\n").encode())
+        self.say(describe(row))
+
+    def say(self, text: str) -> None:
+        """Show text on the terminal; what is printed goes into the stage's log."""
+        os.write(_console, (text + "\n").encode())
 
     def attempt(self, name: str, work: Callable[[], dict[str, Any]], needs: float = 0.0, **about: Any) -> None:
         """A row of what `work` gives, or of why it gave nothing: the next one is not to suffer from it.
@@ -244,6 +251,7 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES), help="which to run")
     parser.add_argument("--minutes", type=float, default=9.0, help="for all of them together")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, on the CPU")
+    parser.add_argument("--compile", action="store_true", help="let trainings compile their blocks")
     parser.add_argument("--output", type=Path, help="folder for what is measured; default: $OUT")
     parser.add_argument("--scratch", type=Path, help="folder for runs and logs; default: a new one for temporary files")
     args = parser.parse_args()
@@ -266,13 +274,13 @@ def main() -> None:
     if device == "cuda" and not about["card"]:  # asking torch would keep the forked stages from using it
         parser.error("there is no GPU here; --tiny runs the same program on a CPU")
     print(json.dumps(about, indent=1), flush=True)
-    for key in STAGES:
-        if key not in args.stages:
-            continue
-        own = STAGES[key].seconds
-        deadline = min(end, time.monotonic() + own) if own else end
+    chosen = [key for key in STAGES if key in args.stages]
+    for place, key in enumerate(chosen):
+        limits = [STAGES[later].seconds or 0 for later in chosen[place:]]
+        share = limits[0] and limits[0] * min(1.0, (end - time.monotonic()) / sum(limits))
+        deadline = time.monotonic() + share if share else end
         if deadline - time.monotonic() > 2:
-            run_stage(Lab(key, device, args.tiny, output, scratch, deadline), logs / f"stage_{key}.log")
+            run_stage(Lab(key, device, args.tiny, output, scratch, deadline, args.compile), logs / f"stage_{key}.log")
         text = write_report(output, about, logs)
     print(f"\n{text}", flush=True)
 

@@ -26,8 +26,10 @@ from tools.gpu import ROOT, Lab, rows_of
 from zoo.layers.masking import take_tokens
 from zoo.models.compiling import compile_blocks
 from zoo.scenes import SceneConfig, sample_scene
+from zoo.scenes.draw_torch import draw_scenes
 from zoo.scenes.render_torch import SceneBatch, draw_batch, render_in_torch, render_views_in_torch
 from zoo.train import build
+from zoo.train.data.loading import StepSampler, make_loader
 from zoo.train.recipe import Recipe, load_recipe
 
 BF16 = torch.bfloat16
@@ -370,7 +372,8 @@ def training_step(objective: Any, optimizer: torch.optim.Optimizer, device: str)
 
 
 def scenes(lab: Lab) -> None:
-    """Pairs a second: rendered on the device, with and without their geometry, and drawn by processes of the CPU."""
+    """Pairs a second: rendered on the device, with and without their geometry, drawn there too, drawn by processes of
+    the CPU, and trained on by the small CroCo."""
     count = 4 if lab.tiny else 512
     for size in (32,) if lab.tiny else (64, 128):
         config = SceneConfig(image_size=size)
@@ -386,8 +389,47 @@ def scenes(lab: Lab) -> None:
                 return dict(pairs_per_second=count / took, **_gib(lab))
 
             lab.attempt(f"{name}, {size}x{size}", measure, batch=count)
+
+        def draw(config: SceneConfig = config) -> dict[str, Any]:
+            index = torch.arange(count, device=_fill(lab))
+            took = seconds_of(lambda: render_views_in_torch(config, draw_scenes(config, 0, index)), lab.device)
+            return dict(pairs_per_second=count / took, **_gib(lab))
+
+        lab.attempt(f"drawn and rendered, {size}x{size}", draw, batch=count)
+    ways = (("eager", 0), ("graph", 3), ("compiled", 15))
+    for how, needs in ways[:1] if lab.tiny else ways:
+        for size in (4,) if lab.tiny else (256, 1024):
+            work = partial(_train_on_scenes, lab, size, how)
+            lab.attempt("croco_nano with its scenes", work, needs, batch=size, how=how)
     for processes in (1, 2) if lab.tiny else (1, 8, 16):
         lab.attempt(f"drawn by {processes} processes", partial(_draw_together, processes, 20 if lab.tiny else 1000))
+
+
+def _train_on_scenes(lab: Lab, size: int, how: str) -> dict[str, Any]:
+    """A training step from the scenes' numbers on. "graph": everything as one CUDA graph."""
+    device = _fill(lab)
+    recipe = load_recipe("croco_nano", {"batch_size": size, "data.draw": "device", "data.render": "device"})
+    source = build.make_source(recipe)
+    objective = _objective(recipe, device)
+    loader = make_loader(source, objective.transform, StepSampler(len(source), size, 0, 0, 1, 1, 0, 1), 0, False)
+    batch = {key: value.to(device) for key, value in next(iter(loader)).items()}
+    if how == "compiled":
+        compile_blocks(objective, _backend(lab))
+    optimizer = build.make_optimizer(recipe, objective, fused=device == "cuda")
+    if how == "graph":
+        for group in optimizer.param_groups:
+            group |= dict(capturable=True, lr=torch.tensor(group["lr"], device=device))
+    step = training_step(objective, optimizer, device)
+
+    def run() -> None:
+        step(source.render_batch(batch))
+
+    begun = time.perf_counter()
+    run()
+    _wait(device)
+    first = time.perf_counter() - begun
+    took = seconds_of(_captured(run) if how == "graph" else run, device)
+    return dict(pairs_per_second=size / took, ms=1e3 * took, first_s=first, **_gib(lab))
 
 
 def _draw_together(processes: int, each: int) -> dict[str, Any]:

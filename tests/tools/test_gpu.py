@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
+import timm
+import torch
+from safetensors.torch import load
 
 from tools import gpu
 
@@ -24,7 +28,7 @@ def run(output: Path, *arguments: str) -> dict[str, list[dict]]:
     assert (output / "tables.txt").read_text() in done.stdout
     stages: dict[str, list[dict]] = {}
     for row in result["rows"]:
-        assert "error" not in row, row
+        assert "error" not in row and "fault" not in row["name"], row
         stages.setdefault(row["stage"], []).append(row)
     return stages
 
@@ -39,6 +43,28 @@ def test_speed(tmp_path: Path) -> None:
     assert forwards == {(name, how) for name in ("pair", "ConvMAE") for how in ("eager", "compiled")}
     work = {row["how"]: row["tflop"] for row in stages["d"] if row["name"] == "convmae_nano"}
     assert work["dense"] > 1.5 * work["eager"]
+
+
+def test_training(tmp_path: Path) -> None:
+    stages = run(tmp_path, "--stages", "f", "--minutes", "0.8")
+    rows = {row["name"]: row for row in stages["f"]}
+    for name in ("croco_nano", "mae_nano"):  # finished or, on a busy machine, stopped in time
+        assert rows[name]["steps"] > 0 and rows[name]["ended"] in ("finished", "stopped at its time"), rows
+    assert rows["croco_nano"]["of"] == rows["mae_nano"]["of"], "as many steps"
+    assert "pairs" in rows and rows["the stage"]["ended"] == "finished"
+
+    files = {path.name: path.stat().st_size for path in tmp_path.iterdir() if path.is_file()}
+    assert len(files) <= 8 and max(files.values()) < 2**24 and sum(files.values()) < 2**26
+    weights = {}
+    for path in tmp_path.glob("weights-*.tar"):
+        with tarfile.open(path) as archive:
+            weights |= {name: load(archive.extractfile(name).read()) for name in archive.getnames()}  # type: ignore[union-attr]
+    assert weights.keys() == {"croco_nano.safetensors", "mae_nano.safetensors"}
+    assert weights["croco_nano.safetensors"]["head.weight"].dtype == torch.float32
+    assert weights["mae_nano.safetensors"]["decoder.head.weight"].dtype == torch.float16
+    timm.create_model("croco_nano_patch8_64_dec128d4").load_state_dict(weights["croco_nano.safetensors"])
+    with tarfile.open(tmp_path / "training.tar.gz") as archive:
+        assert {"croco_nano/recipe.yaml", "croco_nano/log.jsonl"} <= set(archive.getnames())
 
 
 def test_a_stage_that_is_cut_off_or_crashes_keeps_its_rows(tmp_path: Path) -> None:

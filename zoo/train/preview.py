@@ -101,6 +101,8 @@ class _Trial:
             for batch in batches:
                 loss = wrapped(to_device(batch, source, self.device))["loss"]
                 self.accelerator.backward(loss)
+                if self.recipe.optimizer.clip_grad is not None:
+                    self.accelerator.clip_grad_norm_(wrapped.parameters(), self.recipe.optimizer.clip_grad)
                 optimizer.step()
                 optimizer.zero_grad()
                 objective.after_step(0.0)
