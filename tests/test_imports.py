@@ -19,6 +19,7 @@ ROOMS = {  # what each room may import of ours, besides itself
     "weights": {"catalog", "errors", "lookup"},
     "models": {"catalog", "errors", "lookup", "layers", "weights"},
     "geometry": {"errors", "weights"},
+    "matching": {"colors", "errors", "geometry"},
     "pictures": {"errors", "layers", "photos"},
     "photos": {"errors"},
     "scenes": {"errors", "photos"},
@@ -30,11 +31,11 @@ ROOMS = {  # what each room may import of ours, besides itself
     "publish": {"catalog", "errors", "lookup", "weights", "models", "pictures", "scenes", "train", "demo"},
     "evaluate": {
         *("catalog", "colors", "errors", "geometry", "layers", "lookup", "models", "pictures", "scenes", "weights"),
-        *("demo", "train"),
+        *("demo", "matching", "photos", "train"),
     },
     "cli": {
         *("catalog", "colors", "errors", "geometry", "layers", "lookup", "models", "pictures", "scenes", "weights"),
-        *("demo", "evaluate", "publish", "train"),
+        *("demo", "evaluate", "matching", "photos", "publish", "train"),
     },
 }
 

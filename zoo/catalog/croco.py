@@ -53,8 +53,8 @@ _BASE_DECODER = dict(decoder_dim=768, decoder_depth=12, decoder_num_heads=12)
 # The crops that the authors fine-tuned with and evaluated by, in the reference's stereoflow/README.MD and train.py.
 _STEREO_TILES = dict(tile_size=(352, 704), tile_overlap=0.9, tile_confidence="conf_expsigmoid_15_3")
 _FLOW_TILES = dict(tile_size=(320, 384), tile_overlap=0.9, tile_confidence="conf_expsigmoid_10_5")
-_NANO_STEREO_TILES = dict(_STEREO_TILES, tile_size=(96, 192), tile_overlap=0.7)
-_NANO_FLOW_TILES = dict(_FLOW_TILES, tile_size=(128, 128), tile_overlap=0.7)
+_NANO_STEREO_TILES = dict(_STEREO_TILES, tile_size=(96, 192), tile_overlap=0.7, photo_scale=0.5)
+_NANO_FLOW_TILES = dict(_FLOW_TILES, tile_size=(128, 128), tile_overlap=0.7, photo_scale=0.5)
 _SINCOS = dict(pos_embed="sincos")
 _ROPE = dict(pos_embed="rope")
 

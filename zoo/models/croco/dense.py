@@ -48,6 +48,7 @@ class DensePairModel(PairModel):
     tile_size, tile_overlap, tile_confidence: what `forward_tiled` does by default: tiles of the training crop (by
     default `img_size`), overlapping by the 0.9 of the authors' published figures, weighed as CroCo-Stereo's with 2
     channels, CroCo-Flow's with 3, and plainly with other numbers, whose channels have no confidence among them.
+    photo_scale: how much larger than photos the images are that it sees best: below 1 for models of small images.
     A PairModel's weights load too, reference or ours: then the head starts at random, to be fine-tuned.
     """
 
@@ -64,6 +65,7 @@ class DensePairModel(PairModel):
         tile_size: Grid | None = None,
         tile_overlap: float = 0.9,
         tile_confidence: str | None = None,
+        photo_scale: float = 1.0,
         device=None,
         dtype=None,
         **pair_args: Any,
@@ -78,6 +80,7 @@ class DensePairModel(PairModel):
         height, width = tile_size or self.encoder.patch_embed.img_size
         self.tile_size: Grid = (height, width)
         self.tile_overlap = tile_overlap
+        self.photo_scale = photo_scale
         self.tile_confidence = tile_confidence or _CONFIDENCES.get(out_chans, NO_CONFIDENCE)
         check_tiles(self.tile_size, self.tile_overlap, self.tile_confidence)
 
@@ -98,17 +101,17 @@ class DensePairModel(PairModel):
         return self.out_chans - (self.tile_confidence != NO_CONFIDENCE)
 
     def predict(  # type: ignore[override]
-        self, img1: Any, img2: Any, scale: float = 1.0, overlap: float | None = None, **tiling: Any
+        self, img1: Any, img2: Any, scale: float | None = None, overlap: float | None = None, **tiling: Any
     ) -> StereoPrediction | FlowPrediction:
         """The disparity or flow from image 1 to image 2, as arrays of their size, in its pixels.
 
         img1, img2: PIL images, uint8 arrays (H, W, 3) or (H, W), or tensors (3, H, W), uint8 or in 0..1, of any size.
-        scale: work on images so many times as large. overlap, tiling: see `forward_tiled`.
+        scale: work on images so many times as large, by default `photo_scale`. overlap, tiling: see `forward_tiled`.
         Raises ImageError (a ValueError) for what is no image and for images that differ in size.
         """
         if overlap is not None:
             tiling["overlap"] = overlap
-        return predict_pair(self, img1, img2, scale, **tiling)
+        return predict_pair(self, img1, img2, self.photo_scale if scale is None else scale, **tiling)
 
     @torch.no_grad()
     def forward_tiled(

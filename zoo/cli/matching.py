@@ -1,0 +1,227 @@
+"""`zoo stereo` and `zoo flow`: disparity and flow of one's own photos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from zoo.errors import DataError, ImageError, UnknownVariantError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+STEREO_MODEL = "croco_nano_patch8_dec128d4_stereo"
+FLOW_MODEL = "croco_nano_patch8_dec128d4_flow"
+
+_Model = Annotated[str, typer.Option(help="A variant, the folder of a training run, or OWNER/NAME on the Hub.")]
+_Scale = Annotated[
+    float | None,
+    typer.Option(min=0.05, max=8, help="Work on photos so many times as large; default: 1, small models 0.5."),
+]
+_Overlap = Annotated[
+    float | None, typer.Option(min=0, max=0.99, help="Share of a tile that its neighbor repeats; default: the model's.")
+]
+_Truth = Annotated[Path | None, typer.Option(help="The true map: draws it and the error. Of many pairs a folder.")]
+_Confidence = Annotated[bool, typer.Option("--confidence", help="Draw the confidence, too.")]
+_TileBatch = Annotated[int, typer.Option(min=1, help="Tiles at a time.")]
+
+
+class Job(NamedTuple):
+    """A pair of photos, the name that its files get, and its truth."""
+
+    image1: Path
+    image2: Path
+    name: str
+    truth: Path | None
+
+
+def stereo(
+    left: Annotated[Path, typer.Argument(help="The left photo, a folder of them, or a list of pairs.")],
+    right: Annotated[Path | None, typer.Argument(help="The right photo, or a folder; nothing for a list.")] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The picture to write; of many pairs the folder.")
+    ] = Path("disparity.png"),
+    save: Annotated[
+        str | None, typer.Option(help="Write the disparity as this .pfm or .npy file; of many pairs the ending.")
+    ] = None,
+    model: _Model = STEREO_MODEL,
+    truth: _Truth = None,
+    scale: _Scale = None,
+    overlap: _Overlap = None,
+    tile_batch: _TileBatch = 4,
+    confidence: _Confidence = False,
+    baseline: Annotated[float | None, typer.Option(help="Distance of the cameras: with it depth is metric.")] = None,
+    focal: Annotated[float | None, typer.Option(help="Focal length in pixels of the photos.")] = None,
+    fov: Annotated[float | None, typer.Option(help="Horizontal field of view in degrees, in place of --focal.")] = None,
+    points: Annotated[
+        Path | None, typer.Option(help="Write a colored point cloud, .ply; of many pairs a folder.")
+    ] = None,
+    depth: Annotated[Path | None, typer.Option(help="Write the z-depth, .npy; of many pairs a folder.")] = None,
+) -> None:
+    """Turn rectified photos into disparity, depth and points.
+
+    Two photos, two folders of them, or a list of lines "left right". Depth and points need --focal or --fov, and are
+    in units of --baseline (default: 1, the distance of the cameras).
+
+    Example: zoo stereo left.png right.png -o disparity.png --save disparity.pfm
+    """
+    import numpy as np
+
+    from zoo.geometry.clouds import write_ply
+    from zoo.matching import colored_points, depth_of, draw_stereo, focal_of
+    from zoo.train.data.maps import read_truth, write_map
+
+    jobs, many = _jobs(left, right, truth)
+    if (points is not None or depth is not None) and focal is None and fov is None:
+        raise ImageError("Depth needs the camera's focal length; give --focal in pixels or --fov in degrees.")
+    net = load_matcher(model, "stereo")
+    for job in _progress(jobs, many):
+        image, found = _predict(net, job, scale, overlap, tile_batch)
+        true = None if job.truth is None else read_truth(job.truth, "stereo")
+        _check_truth(true, found.disparity, job)
+        figure = draw_stereo(image, found.disparity, true, found.confidence if confidence else None, job.name)
+        _save_figure(figure, output, job, many)
+        if save is not None:
+            write_map(_place(save, output, job, many), found.disparity)
+        if points is None and depth is None:
+            continue
+        length = focal if focal is not None else focal_of(float(fov or 0), image.shape[1])
+        z = depth_of(found.disparity, length, 1.0 if baseline is None else baseline)
+        if depth is not None:
+            write_map(depth / f"{job.name}.npy" if many else depth, z)
+        if points is not None:
+            farthest = float(np.percentile(z[np.isfinite(z)], 99)) if np.isfinite(z).any() else 0.0
+            cloud = colored_points(z, image, length, farthest)
+            write_ply(points / f"{job.name}.ply" if many else points, *cloud)
+
+
+def flow(
+    image1: Annotated[Path, typer.Argument(help="The first photo, a folder of them, or a list of pairs.")],
+    image2: Annotated[Path | None, typer.Argument(help="The second photo, or a folder; nothing for a list.")] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The picture to write; of many pairs the folder.")
+    ] = Path("flow.png"),
+    save: Annotated[
+        str | None, typer.Option(help="Write the flow as this .flo or .npy file; of many pairs the ending.")
+    ] = None,
+    model: _Model = FLOW_MODEL,
+    truth: _Truth = None,
+    scale: _Scale = None,
+    overlap: _Overlap = None,
+    tile_batch: _TileBatch = 4,
+    confidence: _Confidence = False,
+) -> None:
+    """Turn two photos into optical flow: where what one shows lies in the other.
+
+    Two photos, two folders of them, or a list of lines "image1 image2".
+
+    Example: zoo flow frame1.png frame2.png -o flow.png --save flow.flo
+    """
+    from zoo.matching import draw_flow
+    from zoo.train.data.maps import read_truth, write_map
+
+    jobs, many = _jobs(image1, image2, truth)
+    net = load_matcher(model, "flow")
+    for job in _progress(jobs, many):
+        image, found = _predict(net, job, scale, overlap, tile_batch)
+        true = None if job.truth is None else read_truth(job.truth, "flow")
+        _check_truth(true, found.flow, job)
+        figure = draw_flow(image, found.flow, true, found.confidence if confidence else None, job.name)
+        _save_figure(figure, output, job, many)
+        if save is not None:
+            write_map(_place(save, output, job, many), found.flow)
+
+
+def load_matcher(model: str, task: str) -> Any:
+    """The dense two-image model of a variant, a run's folder, or a Hub repository, on a GPU if there is one.
+
+    Raises UnknownVariantError (a ValueError) for a model of another kind.
+    """
+    import timm
+    import torch
+
+    from zoo.lookup import find_variant
+    from zoo.models.croco import DensePairModel
+
+    if Path(model).is_dir():
+        from zoo.evaluate.pairs import load_subject
+
+        net: Any = load_subject(model).model
+    elif "/" in model:
+        net = timm.create_model(f"hf-hub:{model.removeprefix('hf-hub:')}", pretrained=True)
+    else:
+        net = timm.create_model(find_variant(model).name, pretrained=True)
+    if not isinstance(net, DensePairModel) or net.value_channels != {"stereo": 1, "flow": 2}[task]:
+        raise UnknownVariantError(f"{model} predicts no {task}; choose one of `zoo list --form dense` that does.")
+    return net.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _predict(net: Any, job: Job, scale: float | None, overlap: float | None, tile_batch: int) -> tuple[np.ndarray, Any]:
+    from zoo.photos import read_image
+
+    images = [read_image(path) for path in (job.image1, job.image2)]
+    try:
+        return images[0], net.predict(*images, scale=scale, overlap=overlap, tile_batch=tile_batch)
+    except ImageError as error:
+        raise ImageError(f"{job.image1} and {job.image2}: {error}") from error
+
+
+def _jobs(first: Path, second: Path | None, truth: Path | None) -> tuple[list[Job], bool]:
+    """What is asked for, and whether it is many pairs."""
+    from zoo.train.data.matching_pairs import read_list
+
+    if second is None:
+        if not first.is_file():
+            raise DataError(f"{first} alone is no pair; give two photos, two folders, or a list file of pairs.")
+        entries = read_list(first, columns=(2, 3))
+        names = [entry.image1.stem for entry in entries]
+        if len(set(names)) < len(names):  # every camera numbers its frames
+            names = [f"{number:05d}_{name}" for number, name in enumerate(names)]
+        return [Job(e.image1, e.image2, name, e.truth) for e, name in zip(entries, names)], True
+    if first.is_dir() != second.is_dir():
+        raise DataError(f"One of {first} and {second} is a folder and the other isn't; give two photos or two folders.")
+    if not first.is_dir():
+        return [Job(first, second, first.stem, truth)], False
+    photos = [sorted(path for path in folder.iterdir() if path.suffix.lower() in _PHOTOS) for folder in (first, second)]
+    if len(photos[0]) != len(photos[1]) or not photos[0]:
+        raise DataError(
+            f"{first} holds {len(photos[0])} photos and {second} {len(photos[1])}; as many are needed, since they are "
+            "paired in the order of their names."
+        )
+    truths = {path.stem: path for path in truth.iterdir()} if truth is not None and truth.is_dir() else {}
+    return [Job(one, two, one.stem, truths.get(one.stem)) for one, two in zip(*photos)], True
+
+
+_PHOTOS = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+
+
+def _progress(jobs: list[Job], many: bool) -> Iterator[Job]:
+    from tqdm import tqdm
+
+    return iter(tqdm(jobs, unit="pair", disable=None if many else True))
+
+
+def _check_truth(truth: np.ndarray | None, found: np.ndarray, job: Job) -> None:
+    if truth is not None and truth.shape != found.shape:
+        raise DataError(
+            f"The truth {job.truth} is {truth.shape[0]}x{truth.shape[1]} pixels large and {job.image1} "
+            f"{found.shape[0]}x{found.shape[1]}; give the one that belongs to it."
+        )
+
+
+def _save_figure(figure: Any, output: Path, job: Job, many: bool) -> None:
+    from zoo.pictures import save_figure
+
+    path = save_figure(figure, output / f"{job.name}.png" if many else output)
+    if not many:
+        print(path)
+
+
+def _place(save: str, output: Path, job: Job, many: bool) -> Path:
+    """Where a map goes: `save`, or of many pairs beside the pictures, with that ending."""
+    if not many:
+        return Path(save)
+    return output / f"{job.name}.{save.rpartition('.')[2]}"
