@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from tests.train.objectives.test_classify import tiny as tiny_classifier
 from tests.train.objectives.test_classify import train_until_saved
@@ -165,7 +166,7 @@ class Halves(CrossViewCompletion):
         return dict(loss=self.factor * super().forward(batch)["loss"])
 
 
-class Noise:
+class Noise(Dataset):
     """A data source of one's own: pairs of noise."""
 
     def __init__(self, size: int = 64, seed: int = 0) -> None:
@@ -201,7 +202,8 @@ def test_own_objective_and_source(tmp_path: Path) -> None:
         (dict(data=dict(source="no_such_package:Noise")), "can't be imported"),
         (dict(data=dict(source=f"{__name__}:Nois")), "has no class 'Nois'.*Noise"),
         (dict(data=dict(source=OWN, sise=64)), "don't fit"),
-        (dict(data=dict(source="builtins:int")), "no map-style dataset"),
+        (dict(data=dict(source="builtins:int")), "no subclass of torch.utils.data.*Dataset"),
+        (dict(data=dict(source="subprocess:Popen", args="touch x", shell=True)), "no subclass of"),
         ({"objective.name": OWN}, "no subclass of zoo.train.Objective"),
     ],
 )

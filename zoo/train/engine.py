@@ -51,16 +51,16 @@ def train(
     parts = make_parts(recipe, source, accelerator.num_processes, accelerator.device.type, compiled)
     plan, objective = parts.plan, parts.objective
     run = Run(output, recipe, plan, accelerator)
-    start = run.start(parts)
-    wrapped, optimizer = accelerator.prepare(objective, parts.optimizer)
-    parts.to(accelerator.device)
-    reports = Reports(accelerator)
-    wrapped.train()
     with (
+        run.held(parts) as start,
         StopSignal() as stop,
         run.progress_bar(start, progress) as bar,
         step_batches(recipe, parts, accelerator, start, accumulate, workers) as batches,
     ):
+        wrapped, optimizer = accelerator.prepare(objective, parts.optimizer)
+        parts.to(accelerator.device)
+        reports = Reports(accelerator)
+        wrapped.train()
         for step in range(start, plan.steps):
             objective.configure(**parts.curriculum.objective(step))
             for group in optimizer.param_groups:
@@ -102,7 +102,7 @@ def train(
                     f"Stopped after step {done} of {plan.steps} with everything saved; start the same command "
                     "again to go on."
                 )
-    run.finish(parts)
+        run.finish(parts)
     accelerator.wait_for_everyone()
     return run.weights
 

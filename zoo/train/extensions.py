@@ -13,15 +13,16 @@ def is_extension(name: Any) -> bool:
     return isinstance(name, str) and ":" in name
 
 
-def load_class(name: str, what: str) -> type:
+def load_class(name: str, what: str, base: type) -> type:
     """The class that `name`, "package.module:Class", means; its module is imported, which runs it.
 
-    what: the kind of thing, for errors. Raises RecipeError (a ValueError).
+    what: the kind of thing, for errors. base: what the class must be made from: a recipe, maybe somebody else's, may
+    choose among classes that were written for this, and call no others. Raises RecipeError (a ValueError).
     """
     module_name, _, class_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:  # the last two: of names that none can have
         raise RecipeError(
             f"The {what} {name} can't be imported ({error}); name a module that Python finds, as in "
             "my_package.my_module:MyClass, and put its folder on PYTHONPATH or install it."
@@ -30,4 +31,7 @@ def load_class(name: str, what: str) -> type:
     if not isinstance(found, type):
         classes = sorted(n for n, value in vars(module).items() if isinstance(value, type) and not n.startswith("_"))
         raise RecipeError(f"{module_name} has no class '{class_name}' for the {what}; it has {', '.join(classes)}.")
+    if not issubclass(found, base):
+        public = f"{base.__module__.partition('.objectives')[0]}.{base.__name__}"
+        raise RecipeError(f"The {what} {name} is no subclass of {public}; make it one.")
     return found

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,21 +14,24 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from zoo.errors import DivergedError, TrainingError
+from zoo.errors import CorruptWeightsError, DivergedError, StorageError, TrainingError, ZooError
 from zoo.train.recipe import Recipe, parse_recipe
 from zoo.train.schedule import Plan
-from zoo.weights import save_safetensors
+from zoo.weights import files, save_safetensors
 from zoo.weights.files import write_json
 
 if TYPE_CHECKING:
     from zoo.train.build import Parts
+
+_logger = logging.getLogger("zoo")
 
 LOGGING = ("name", "source", "log_steps", "checkpoint_steps", "trackers")
 """Settings that a run may go on with changed: they decide nothing of what it trains."""
@@ -46,19 +51,61 @@ class Run:
         self.seconds_before = 0.0
         self.opened = self.logged = time.monotonic()
 
-    def start(self, parts: Parts) -> int:
-        """Go on from the checkpoint, if there is one, and open the folder; returns the number of steps done."""
-        done = self._resume(parts) if self.checkpoint.exists() else 0
+    @contextlib.contextmanager
+    def held(self, parts: Parts) -> Iterator[int]:
+        """Hold the folder as long as this lasts, go on from its checkpoint, if there is one, and open it; gives the
+        number of steps done.
+
+        Raises TrainingError if another process holds it, StorageError if it can't be written.
+        """
+        with self._lock() if self.main else contextlib.nullcontext():
+            yield self._start(parts)
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        lock = FileLock(self.folder / "run.lock")
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise TrainingError(
+                    f"Another process is training into {self.folder}; wait until it ends, or choose another --output."
+                ) from None
+            except NotImplementedError:
+                _logger.warning("%s can't be locked on this file system; start no second run into it.", self.folder)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What can't be written raises StorageError with what to do."""
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, ZooError):
+                raise
+            raise StorageError(
+                f"The run's folder {self.folder} can't be written ({error.strerror or error}); free some space, or "
+                "choose another --output."
+            ) from error
+
+    def _start(self, parts: Parts) -> int:
+        done = self._resume(parts) if os.path.lexists(self.checkpoint) else 0
         if self.main:
-            self._open(done)
+            with self._writing():
+                self._open(done)
         config = {"recipe": json.dumps(self.recipe.to_dict())}
         self.accelerator.init_trackers("pretext-zoo", config, {"wandb": {"name": self.recipe.name}})
         return done
 
     def _resume(self, parts: Parts) -> int:
-        with safe_open(self.checkpoint, "pt") as file:
-            state = json.loads(file.metadata()["run"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+        try:
+            state, tensors = read_checkpoint(self.checkpoint)
+        except CorruptWeightsError as error:
+            raise TrainingError(f"{error} Remove it to start the run anew, or choose another --output.") from error
         saved_recipe = parse_recipe(state["recipe"], str(self.checkpoint))  # an older version's lacks newer settings
         self._check_same(saved_recipe, state["step"])
         if state["step"] > self.plan.steps:
@@ -66,14 +113,21 @@ class Run:
                 f"{self.checkpoint} is of step {state['step']}, beyond the recipe's {self.plan.steps}; it is not of "
                 "this run, so choose another --output."
             )
-        parts.objective.load_state_dict(_part(tensors, "objective."))
-        if parts.average is not None:
-            parts.average.module.load_state_dict(_part(tensors, "average."))
-        saved: dict[int, dict[str, Tensor]] = {}
-        for key, value in _part(tensors, "optimizer.").items():
-            index, _, name = key.partition(".")
-            saved.setdefault(int(index), {})[name] = value.clone()
-        parts.optimizer.load_state_dict({**parts.optimizer.state_dict(), "state": saved})
+        try:
+            parts.objective.load_state_dict(_part(tensors, "objective."))
+            if parts.average is not None:
+                parts.average.module.load_state_dict(_part(tensors, "average."))
+            saved: dict[int, dict[str, Tensor]] = {}
+            for key, value in _part(tensors, "optimizer.").items():
+                index, _, name = key.partition(".")
+                saved.setdefault(int(index), {})[name] = value.clone()
+            parts.optimizer.load_state_dict({**parts.optimizer.state_dict(), "state": saved})
+        except (RuntimeError, ValueError, LookupError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise TrainingError(
+                f"{self.checkpoint} doesn't fit its own recipe ({reason}); remove it to start the run anew, or choose "
+                "another --output."
+            ) from error
         self.seconds_before, self.best = state["seconds"], state.get("best")
         return state["step"]
 
@@ -94,13 +148,14 @@ class Run:
         )
 
     def _open(self, done: int) -> None:
-        """Make the folder, and cut the log back to what the checkpoint knows."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(self.recipe.to_dict()))), "utf-8")
+        """Write the recipe, cut the log back to what the checkpoint knows, and remove what a killed save has left."""
         log = self.folder / "log.jsonl"
+        for path in (self.checkpoint, self.weights, self.best_weights, log):
+            files.remove_leftovers(path)
+        _write_text(self.folder / "recipe.yaml", yaml.safe_dump(json.loads(json.dumps(self.recipe.to_dict()))))
         if done and log.exists():
             self.rows = [row for row in _read_rows(log) if row["step"] <= done]
-        log.write_text("".join(json.dumps(row) + "\n" for row in self.rows), "utf-8")
+        _write_text(log, "".join(json.dumps(row) + "\n" for row in self.rows))
         self.board = SummaryWriter(self.folder / "tensorboard", purge_step=done + 1)  # the first step that is anew
         self.opened = self.logged = time.monotonic()
 
@@ -136,17 +191,19 @@ class Run:
         self.accelerator.log({key: value for key, value in row.items() if key != "step"}, step)
         if self.main:
             self.rows.append(row)
-            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            for key in (*means, "lr", "images_per_second"):
-                self.board.add_scalar(key, row[key], step)
+            with self._writing():
+                with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+                for key in (*means, "lr", "images_per_second"):
+                    self.board.add_scalar(key, row[key], step)
         shown = {name: f"{mean:.4f}" for name, mean in means.items()}
         return dict(**shown, images_s=f"{row['images_per_second']:.0f}")
 
     def show(self, step: int, picture: Figure | None) -> None:
         """Put a validation's picture into TensorBoard."""
         if picture is not None and self.main:
-            self.board.add_figure("validation", picture, step)
+            with self._writing():
+                self.board.add_figure("validation", picture, step)
 
     def save(self, step: int, parts: Parts) -> None:
         """Write everything needed to go on, in one file that appears whole or not at all.
@@ -198,10 +255,11 @@ class Run:
             trained = parts.average.module if self.recipe.export == "ema" and parts.average else parts.objective
             state, step = trained.trained().state_dict(), self.plan.steps
         self._write_weights(state, self.weights, parts, step)
-        self.board.close()
-        if not self.rows:  # the log may be gone while the checkpoint is there
-            return
-        draw_loss(self.rows, self.folder / "loss.png", self.recipe.name)
+        with self._writing():
+            self.board.close()
+            if not self.rows:  # the log may be gone while the checkpoint is there
+                return
+            draw_loss(self.rows, self.folder / "loss.png", self.recipe.name)
         results = {key: value for key, value in self.rows[-1].items() if key.startswith("validation_")}
         if results:
             best = {} if self.best is None else dict(best=self.best)
@@ -227,6 +285,37 @@ class Run:
             f"{self.plan.learning_rate(step - 1):.3g}; try a lower learning rate, a longer warm-up, "
             "optimizer.clip_grad: 1.0, or precision: fp32, from the last checkpoint or anew."
         )
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a run's checkpoint.safetensors says of the run (step, seconds, recipe, ancestry, best), and its tensors.
+
+    Raises CorruptWeightsError (an OSError) for a damaged file, and one that is no run's checkpoint.
+    """
+    try:
+        if not path.is_file():
+            raise ValueError("it is no file")
+        files.header_digest(path)
+        with safe_open(path, "pt") as file:
+            state = json.loads((file.metadata() or {})["run"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+        if not (type(state["step"]) is int and state["step"] >= 0):
+            raise ValueError("its step is no number of steps")
+        if not (type(state["seconds"]) in (int, float) and isinstance(state["recipe"], dict)):
+            raise ValueError("it names no recipe")
+        if not isinstance(state.get("best"), (dict, type(None))):
+            raise ValueError("its best validation is none")
+    except KeyError as error:
+        raise CorruptWeightsError(f"{path} is no checkpoint of a run (it has no {error}).") from error
+    except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0].removeprefix(f"{path} ").partition(". ")[0]
+        raise CorruptWeightsError(f"{path} is no checkpoint of a run ({reason or 'nested too deep'}).") from error
+    return state, tensors
+
+
+def _write_text(path: Path, text: str) -> None:
+    with files.atomic_writer(path) as file:
+        file.write(text.encode())
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from zoo.errors import DataError
 from zoo.photos import read_image
+
+_logger = logging.getLogger("zoo")
 
 
 class ImageFolder:
@@ -58,13 +61,32 @@ def _split_folder(root: Path, split: str) -> Path:
 
 
 def _list_images(root: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Every folder with images, relative to `root`, and their names as bytes; sorted, without hidden ones."""
+    """Every folder with images, relative to `root`, and their names as bytes; sorted, without hidden ones.
+
+    Links to folders are followed, but each folder is listed once: a link may lead to where it lies, or two links to
+    the same photos, again and again.
+    """
+    seen: set[tuple[int, int]] = set()
+    again = []
     for place, folders, files in os.walk(root, onerror=_raise_unreadable, followlinks=True):
+        about = os.stat(place)
+        if (about.st_dev, about.st_ino) in seen:
+            again.append(place)
+            folders.clear()
+            continue
+        seen.add((about.st_dev, about.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))  # the order of the walk
         names = [name for name in files if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")]
         if names:
             inside = os.path.relpath(place, root)
             yield "" if inside == "." else inside, np.array(sorted(map(os.fsencode, names)))
+    if again:
+        _logger.warning(
+            "%d folders in %s are links to others of it, such as %s; their images are taken once.",
+            len(again),
+            root,
+            again[0],
+        )
 
 
 def _only(listing: list[tuple[str, np.ndarray]], path: Path) -> list[tuple[str, np.ndarray]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import DataError
+from zoo.models.arguments import MAX_CLASSES
 from zoo.photos import read_image
 
 
@@ -50,6 +51,11 @@ class HubImages:
         if label in table.column_names:
             self.classes = tuple(getattr(table.features[label], "names", ()))
             self.num_classes = len(self.classes) or 1 + max(table.unique(label))
+            if self.num_classes > MAX_CLASSES:
+                raise DataError(
+                    f"The labels of the data set {path} go up to {self.num_classes - 1:,}, and the most is "
+                    f"{MAX_CLASSES - 1:,}; number its classes from 0."
+                )
 
     def __len__(self) -> int:
         return len(self.table)

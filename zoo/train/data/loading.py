@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from zoo.errors import RecipeError, ZooError
+from zoo.errors import RecipeError, TrainingError, ZooError
 from zoo.scenes.device import DrawnScenes, NumberedScenes
 from zoo.scenes.random_torch import mixed
 from zoo.train.curriculum import Curriculum
@@ -190,9 +190,14 @@ class Batches:
     def __enter__(self) -> Batches:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if hasattr(self._batches, "_shutdown_workers"):  # else only when nothing refers to it, no traceback either
             self._batches._shutdown_workers()
+        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):  # at any place in the block
+            raise TrainingError(
+                "A process that prepares data was killed, as systems do when memory runs out; start the same command "
+                "again with fewer --workers, and it goes on from the last checkpoint."
+            ) from error
 
     def __iter__(self) -> Batches:
         return self

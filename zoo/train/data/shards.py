@@ -5,7 +5,9 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import logging
 import os
+import re
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,13 +15,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from zoo.errors import DataError
-from zoo.photos import read_image
-from zoo.weights import cache_dir, save_safetensors
+from zoo.models.arguments import MAX_CLASSES
+from zoo.photos import MAX_BYTES, read_image
+from zoo.weights import cache_dir, files, save_safetensors
+
+_logger = logging.getLogger("zoo")
+
+MAX_SHARDS = 1_000_000
 
 WINDOW = 16
 """Shards whose samples are shuffled together."""
@@ -79,6 +86,8 @@ def _find_shards(path: str) -> list[str]:
                 f"The pattern {path} needs the package braceexpand; get it with pip install 'pretext-zoo[data]', or "
                 "write * for the numbers."
             ) from error
+        if _count_expansions(path) > MAX_SHARDS:  # before they are all made
+            raise DataError(f"The pattern {path} stands for more than {MAX_SHARDS:,} shards; name fewer.")
         patterns = list(braceexpand(path))
     found = [shard for pattern in patterns for shard in sorted(glob.glob(pattern))]
     missing = [pattern for pattern in patterns if not glob.glob(pattern)]
@@ -87,26 +96,59 @@ def _find_shards(path: str) -> list[str]:
     return found
 
 
+def _count_expansions(pattern: str) -> int:
+    """How many names a pattern with braces stands for, at most (braces within braces count as if beside them)."""
+    count = 1
+    while (group := re.search(r"\{([^{}]*)\}", pattern)) is not None:
+        span = re.fullmatch(r"(-?\d+)\.\.(-?\d+)(\.\.-?\d+)?", group[1])
+        count *= abs(int(span[1][:30]) - int(span[2][:30])) + 1 if span else group[1].count(",") + 1
+        pattern = pattern[: group.start()] + pattern[group.end() :]
+    return count
+
+
 def _shard_index(paths: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Byte offset, size and label (-1: none) of each image, int64 (N, 3), and the number of images up to each
     shard's end; from the cache, if the shards are those of the last time."""
     states = [(os.path.abspath(path), os.path.getsize(path), os.stat(path).st_mtime_ns) for path in paths]
     digest = hashlib.sha256(json.dumps(states).encode()).hexdigest()[:24]
     cached = cache_dir() / "shards" / f"{digest}.safetensors"
-    if not cached.exists():
-        with ThreadPoolExecutor(8) as threads:
-            rows = list(tqdm(threads.map(_index_shard, paths), "indexing shards", len(paths), disable=None))
-        ends = np.cumsum([len(part) for part in rows])
-        tensors = dict(index=torch.from_numpy(np.concatenate(rows)), ends=torch.from_numpy(ends))
-        save_safetensors(tensors, cached, {})
+    if cached.exists():
+        try:
+            return _read_index(cached, [size for _, size, _ in states])
+        except (OSError, ValueError, SafetensorError) as error:
+            _logger.warning("The index %s is damaged (%s); it is made anew.", cached, str(error).partition("\n")[0])
+    with ThreadPoolExecutor(8) as threads:
+        rows = list(tqdm(threads.map(_index_shard, paths), "indexing shards", len(paths), disable=None))
+    index, ends = np.concatenate(rows), np.cumsum([len(part) for part in rows])
+    save_safetensors(dict(index=torch.from_numpy(index), ends=torch.from_numpy(ends)), cached, {})
+    return index, ends
+
+
+def _read_index(cached: Path, sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """What was kept of shards of these sizes. Raises OSError, ValueError or SafetensorError if it can't be theirs."""
+    files.header_digest(cached)
     with safe_open(cached, "np") as file:
-        return file.get_tensor("index"), file.get_tensor("ends")
+        index, ends = file.get_tensor("index"), file.get_tensor("ends")
+    if index.dtype != np.int64 or index.shape[1:] != (3,) or ends.dtype != np.int64 or ends.shape != (len(sizes),):
+        raise ValueError("it is no index of these shards")
+    counts = np.diff(ends, prepend=0)
+    if (counts < 0).any() or ends[-1] != len(index):
+        raise ValueError("its counts are impossible")
+    offsets, lengths, labels = index.T
+    if (offsets < 0).any() or (lengths < 0).any() or (offsets > np.repeat(sizes, counts) - lengths).any():
+        raise ValueError("its places are outside of the shards")
+    if len(labels) and not -1 <= labels.min() <= labels.max() < MAX_CLASSES:
+        raise ValueError("its labels are impossible")
+    return index, ends
 
 
 def _index_shard(path: str) -> np.ndarray:
     images: dict[str, tuple[int, int]] = {}  # offset and size, by the sample's key
     labels: dict[str, int] = {}
     try:
+        if not os.path.isfile(path):
+            raise ValueError("it is no regular file")
+        whole = os.path.getsize(path)
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 folder, _, name = member.name.rpartition("/")
@@ -117,12 +159,18 @@ def _index_shard(path: str) -> np.ndarray:
                 if extension in IMG_EXTENSIONS:
                     if key in images:
                         raise DataError(f"{path} has two images called {key.lstrip('/')}; write it anew.")
+                    _check_member(member, MAX_BYTES, whole)
                     images[key] = member.offset_data, member.size
                 elif field == "cls":
+                    _check_member(member, 64, whole)
                     content = tar.extractfile(member)
                     assert content is not None  # of a file there is some
                     labels[key] = int(content.read())
-    except (OSError, tarfile.TarError, ValueError) as error:
+                    if not -1 <= labels[key] < MAX_CLASSES:
+                        raise ValueError(
+                            f"the label {labels[key]} of {key.lstrip('/')} is beyond {MAX_CLASSES:,} classes"
+                        )
+    except (OSError, tarfile.TarError, ValueError, OverflowError, MemoryError, EOFError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(
@@ -130,3 +178,11 @@ def _index_shard(path: str) -> np.ndarray:
             "whole numbers in .cls."
         ) from error
     return np.array([(*place, labels.get(key, -1)) for key, place in images.items()], np.int64).reshape(-1, 3)
+
+
+def _check_member(member: tarfile.TarInfo, most: int, whole: int) -> None:
+    """Raise ValueError unless a member's bytes lie in the shard as they are, and are no more than it needs."""
+    if member.issparse():
+        raise ValueError(f"{member.name!r} is stored with holes, as GNU tar does with --sparse")
+    if member.size > most or member.offset_data + member.size > whole:
+        raise ValueError(f"{member.name!r} has {member.size:,} bytes, and the shard {whole:,}")

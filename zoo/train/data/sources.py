@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import reprlib
 from collections.abc import Callable
 from typing import Any
 
+from torch.utils.data import Dataset
+
 from zoo.errors import RecipeError
+from zoo.models.arguments import MAX_SIDE
 from zoo.scenes import SceneConfig, SceneImages, ScenePairs
 from zoo.scenes.device import DrawnScenes, NumberedScenes
 from zoo.train.data.folder import ImageFolder
@@ -47,6 +51,7 @@ def make_source(settings: dict[str, Any], seed: int, sample: str) -> Any:
         ("webdataset", "image"): _files(ImageShards, "the shards, such as 'train-{0000..1023}.tar'"),
         **{("matching", task): _matching_pairs(task) for task in TRUTHS},
     }
+    _check_measure(settings)
     if is_extension(kind):
         return _make_own(str(kind), settings, seed)
     if (kind, sample) not in sources:
@@ -58,9 +63,18 @@ def make_source(settings: dict[str, Any], seed: int, sample: str) -> Any:
     return sources[kind, sample](settings, seed)
 
 
+def _check_measure(settings: dict[str, Any]) -> None:
+    """Raise RecipeError for sizes and numbers of drawn images that no machine could hold."""
+    for name, most in (("image_size", MAX_SIDE), ("supersample", 64), ("samples", ENDLESS)):
+        value = settings.get(name, 1)
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if type(number) is not int or not 1 <= number <= most:
+                raise RecipeError(f"The recipe's data has {name}: {reprlib.repr(value)}; it is 1 to {most:,}.")
+
+
 def _make_own(name: str, settings: dict[str, Any], seed: int) -> Any:
-    """A source of the user's own: its class is called with the recipe's settings, and the seed if it takes one."""
-    cls = load_class(name, "data source")
+    """A source of the user's own, a Dataset: called with the recipe's settings, and the seed if it takes one."""
+    cls = load_class(name, "data source", Dataset)
     try:
         parameters: Any = inspect.signature(cls).parameters
     except ValueError:  # a builtin's
