@@ -263,7 +263,7 @@ def main() -> None:
         parser.error("say with --output, or in OUT, where the results are to go")
     output = args.output or Path(os.environ["OUT"])
     output.mkdir(parents=True, exist_ok=True)
-    scratch = args.scratch or Path(tempfile.mkdtemp(prefix="zoo-gpu-"))
+    scratch = (args.scratch or Path(tempfile.mkdtemp(prefix="zoo-gpu-"))).resolve()
     logs = scratch / "logs"
     logs.mkdir(parents=True, exist_ok=True)
 

@@ -398,9 +398,9 @@ def scenes(lab: Lab) -> None:
         lab.attempt(f"drawn and rendered, {size}x{size}", draw, batch=count)
     ways = (("eager", 0), ("graph", 3), ("compiled", 15))
     for how, needs in ways[:1] if lab.tiny else ways:
-        for size in (4,) if lab.tiny else (256, 1024):
+        for size in (4,) if lab.tiny else (512,):
             work = partial(_train_on_scenes, lab, size, how)
-            lab.attempt("croco_nano with its scenes", work, needs, batch=size, how=how)
+            lab.attempt("croco_nano_rich with its scenes", work, needs, batch=size, how=how)
     for processes in (1, 2) if lab.tiny else (1, 8, 16):
         lab.attempt(f"drawn by {processes} processes", partial(_draw_together, processes, 20 if lab.tiny else 1000))
 
@@ -408,7 +408,7 @@ def scenes(lab: Lab) -> None:
 def _train_on_scenes(lab: Lab, size: int, how: str) -> dict[str, Any]:
     """A training step from the scenes' numbers on. "graph": everything as one CUDA graph."""
     device = _fill(lab)
-    recipe = load_recipe("croco_nano", {"batch_size": size, "data.draw": "device", "data.render": "device"})
+    recipe = load_recipe("croco_nano_rich", {"batch_size": size})
     source = build.make_source(recipe)
     objective = _objective(recipe, device)
     loader = make_loader(source, objective.transform, StepSampler(len(source), size, 0, 0, 1, 1, 0, 1), 0, False)

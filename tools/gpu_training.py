@@ -192,7 +192,7 @@ def pack(lab: Lab) -> None:
         weights = run / "model.safetensors"
         if not weights.exists() or run.is_symlink():
             continue
-        data = weights.read_bytes() if run.name == WHOLE else in_half(weights)
+        data = weights.read_bytes() if run.name in WHOLE else in_half(weights)
         for archive_files in archives:
             if sum(len(of) for _, of in archive_files) + len(data) <= ARCHIVE_BYTES:
                 archive_files.append((f"{run.name}.safetensors", data))
@@ -206,8 +206,9 @@ def pack(lab: Lab) -> None:
                     archive.addfile(entry, io.BytesIO(data))
 
 
-WHOLE = "croco_nano"  # whose weights come back in float32
-_ORDER = ("croco_nano", "dust3r_nano", "croco_nano_flow", "stereo_croco_0", "mae_nano")
+CROCO, MAE = "croco_nano_rich", "mae_nano_rich"
+WHOLE = (CROCO, "croco_nano")  # whose weights come back in float32
+_ORDER = (CROCO, "dust3r_nano", "croco_nano_flow", "stereo_croco_0", MAE)
 
 
 def _worth(name: str) -> tuple[int, str]:
@@ -244,7 +245,7 @@ def plan(lab: Lab, runs: Path, results: Path, changes: dict[str, Any]) -> list[J
     workers = 0 if lab.tiny else 2
     start_up = 0.0 if lab.tiny else START
     options = ["--workers", str(workers), *(["--compile"] if lab.compiled else [])]
-    croco, mae = runs / "croco_nano", runs / "mae_nano"
+    croco, mae = (runs / name for name in (("croco_nano", "mae_nano") if lab.tiny else (CROCO, MAE)))
 
     def trained(recipe: str, run: Path, end: float, after: tuple[str, ...] = (), init: Path | None = None) -> Job:
         """A training that measures itself how many steps there is time for."""
@@ -258,21 +259,21 @@ def plan(lab: Lab, runs: Path, results: Path, changes: dict[str, Any]) -> list[J
         return Job(run.name, work, end, after, late=LATE, run=run)
 
     def follow(seconds: float) -> None:
-        train_alike("mae_nano", changes, mae, croco, seconds - start_up, workers, lab.compiled)
+        train_alike(mae.name, changes, mae, croco, seconds - start_up, workers, lab.compiled)
 
     first = 0.6
-    jobs = [trained("croco_nano", croco, first), Job("mae_nano", follow, first, late=LATE, run=mae)]
+    jobs = [trained(croco.name, croco, first), Job(mae.name, follow, first, late=LATE, run=mae)]
     pairs = ["eval", "pairs", str(croco), "--output", str(results / "pairs.json")]
     pairs += ["--picture", str(results / "pairs.png"), "--pairs", "8" if lab.tiny else "500"]
-    jobs.append(Job("pairs", lambda seconds: pairs, 1.0, ("croco_nano",), threads=4, shown=40))
+    jobs.append(Job("pairs", lambda seconds: pairs, 1.0, (croco.name,), threads=4, shown=40))
     if "dust3r_nano" in recipe_names() and not lab.tiny:
         dust3r = runs / "dust3r_nano"
-        jobs.append(trained("dust3r_nano", dust3r, 0.86, ("croco_nano",), init=croco))
+        jobs.append(trained("dust3r_nano", dust3r, 0.86, (croco.name,), init=croco))
         points = ["eval", "points", str(dust3r), "--output", str(results / "points.json")]
         points += ["--picture", str(results / "points.png")]
         jobs.append(Job("points", lambda seconds: points, 1.0, ("dust3r_nano",), threads=4, shown=30))
     if "croco_nano_flow" in recipe_names() and not lab.tiny:
-        jobs.append(trained("croco_nano_flow", runs / "croco_nano_flow", 0.86, ("croco_nano",), init=croco))
+        jobs.append(trained("croco_nano_flow", runs / "croco_nano_flow", 0.86, (croco.name,), init=croco))
     if importlib.util.find_spec("zoo.evaluate.stereo_ordering") and not lab.tiny:
         jobs += stereo(lab, runs, results, first)
     return jobs
@@ -296,15 +297,15 @@ def stereo(lab: Lab, runs: Path, results: Path, first: float) -> list[Job]:
         for recipe in ("croco_nano", "mae_nano"):
             for seed in range(3):
                 (runs / "3d").mkdir(exist_ok=True)
-                (runs / "3d" / f"{recipe}_{seed}").symlink_to(runs / recipe)
+                (runs / "3d" / f"{recipe}_{seed}").symlink_to(runs / f"{recipe}_rich")
         rate = json.loads(speed.read_text("utf-8")) * BESIDE
         steps = max(50, int(rate * (seconds - START - MEASURING)))
-        pretraining = read_log(runs / "croco_nano")[-1]["step"]
+        pretraining = read_log(runs / CROCO)[-1]["step"]
         where = ["--output", str(results / "ordering.md"), "--runs", str(runs / "3d")]
         sizes = ["--pretraining-steps", str(pretraining), "--steps", str(steps), "--seeds", "3", "--jobs", "9"]
         return ["eval", "stereo-ordering", *where, *sizes, "--render", "device"]
 
-    needed = ("croco_nano", "mae_nano", "stereo_trial")
+    needed = (CROCO, MAE, "stereo_trial")
     return [
         Job("stereo_trial", trial, first + 0.02, begin=first - 0.1),
         Job("stereo", compare, 0.98, needed, shown=20),
