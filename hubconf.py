@@ -79,6 +79,9 @@ def _entry_point(architecture: str) -> Callable[..., nn.Module]:
             hub = importlib.import_module("zoo.weights.hub")
             repo, revision = hub.split_id(path)
             config = hub.hub_file(repo, "config.json", revision)
+            if _is_dust3rs(config):
+                overlay = dict(hf_hub_id=path)
+                return timm.create_model(architecture, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
             return _create_published(architecture, f"hf-hub:{path}", config, kwargs)
         raise errors.UnknownVariantError(
             f"'{weights}' is neither a tag of {architecture}, nor a file or folder that is there, nor a repository on "
@@ -98,6 +101,15 @@ def _entry_point(architecture: str) -> Callable[..., nn.Module]:
     Other keyword arguments go to timm.create_model.
     """
     return create
+
+
+def _is_dust3rs(config: str | os.PathLike[str]) -> bool:
+    """Whether a repository is DUSt3R's or a descendant's, whose config names arguments, not an architecture."""
+    try:
+        with open(config, encoding="utf-8") as file:
+            return "enc_embed_dim" in json.load(file)
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _create_published(

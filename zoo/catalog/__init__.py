@@ -12,11 +12,13 @@ from zoo.catalog.fast_itpn import FAST_ITPN
 from zoo.catalog.hivit import HIVIT
 from zoo.catalog.itpn import ITPN
 from zoo.catalog.jigclu import JIGCLU
+from zoo.catalog.pointmaps import DEFAULT_POINTMAPS, POINTMAPS
 from zoo.catalog.vissl import JIGSAW, PIRL
 
 __all__ = [
     "CROCO_V1_PAPER",
     "DEFAULT_PAIR",
+    "DEFAULT_POINTMAPS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "VARIANTS",
@@ -26,4 +28,4 @@ __all__ = [
     "Variant",
 ]
 
-VARIANTS: tuple[Variant, ...] = (*CROCO, *CONVMAE, *HIVIT, *ITPN, *FAST_ITPN, *PIRL, *JIGSAW, *JIGCLU)
+VARIANTS: tuple[Variant, ...] = (*CROCO, *POINTMAPS, *CONVMAE, *HIVIT, *ITPN, *FAST_ITPN, *PIRL, *JIGSAW, *JIGCLU)

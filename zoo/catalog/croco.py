@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from zoo.catalog.entry import Metric, Paper, Source, Variant
+from zoo.catalog import pointmaps
+from zoo.catalog.entry import HALF, Metric, Paper, Source, Variant
 
 CROCO_V1_PAPER = Paper(
     title="CroCo: Self-Supervised Pre-training for 3D Vision Tasks by Cross-View Completion",
@@ -122,6 +123,35 @@ _NANO_ENCODER = Variant(
 )
 _NANO_FIRST: dict[str, Any] = dict(tag="scenes", sources=(_NANO_WEIGHTS,), recipe="croco_nano", training=_NANO_TRAINING)
 
+
+def _descendant(
+    tag: str,
+    description: str,
+    paper: Paper,
+    sources: tuple[Source, ...],
+    input_size: tuple[int, int, int] = pointmaps.SIZE_512,
+    notice: str = "",
+) -> Variant:
+    """CroCo v2's large encoder as pointmaps have trained it on."""
+    return Variant(
+        architecture="crocov2_large_patch16_224",
+        tag=tag,
+        family="croco",
+        form="encoder",
+        description=f"{description}, ViT-Large with rotary positions, trained on from CroCo v2's",
+        args={**_LARGE, **_ROPE, "img_size": input_size[1:]},
+        parameters=303_098_880,
+        license=_CROCO_LICENSE,
+        paper=paper,
+        input_size=input_size,
+        mean=HALF,
+        std=HALF,
+        sources=sources,
+        training="Trained for pointmaps on pairs of photos with known depth and cameras, from the weights of CroCo v2.",
+        notice=notice,
+    )
+
+
 CROCO = (
     _NANO_PAIR,
     _NANO_ENCODER,
@@ -197,6 +227,17 @@ CROCO = (
         sources=(_CROCO_V2_LARGE,),
         recipe="crocov2_large",
         training=_HABITAT_REAL,
+    ),
+    _descendant(
+        "dust3r_224", "DUSt3R's encoder at 224 x 224", pointmaps.DUST3R_PAPER, pointmaps.DUST3R_224, (3, 224, 224)
+    ),
+    _descendant("dust3r_512", "DUSt3R's encoder at 512 pixels", pointmaps.DUST3R_PAPER, pointmaps.DUST3R_512),
+    _descendant(
+        "mast3r_512",
+        "MASt3R's encoder at 512 pixels",
+        pointmaps.MAST3R_PAPER,
+        pointmaps.MAST3R_512,
+        notice=pointmaps.MAST3R_NOTICE,
     ),
     Variant(
         architecture="croco_base_patch16_224_dec512d8",

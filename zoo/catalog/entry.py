@@ -15,14 +15,19 @@ HALF = (0.5, 0.5, 0.5)
 class Source:
     """One place that has a variant's weights.
 
-    kind: "package" (a file in zoo/weights/bundled), "url" or "gdrive" (a Google Drive file id).
-    location: the file's name, the URL or the id.
+    kind: "package" (a file in zoo/weights/bundled), "hub" (a repository of the authors' on the Hugging Face Hub), "url"
+        or "gdrive" (a Google Drive file id).
+    location: the file's name, the repository, the URL or the id.
     layout: "zoo" (our key names, safetensors) or "reference" (a checkpoint to be converted).
+    revision: of a repository: the commit, or how it begins. recorded_sha256: the digest of the weights, or how it
+        begins. Both as somebody has recorded them once: asked for first, and told if they differ, never demanded.
     """
 
     kind: str
     location: str
     layout: str = "reference"
+    revision: str = ""
+    recorded_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,10 +60,11 @@ class Variant:
     tag: what the weights were trained on; "" for an architecture without published weights.
     family: the file in zoo/models that builds it.
     form: "encoder" (a one-image backbone, with a classifier if the weights have one), "pretraining" (a backbone
-        with what its pretext task adds), "binocular" (encoder + two-image decoder) or "dense" (binocular + dense
-        head).
+        with what its pretext task adds), "binocular" (encoder + two-image decoder), "dense" (binocular + dense
+        head) or "pointmaps" (encoder + two decoders and heads for 3D points).
     args: arguments of the family's constructor for this form; tags of one architecture may differ in them.
     parameters: number of trained parameters.
+    notice: what else their authors ask of who uses the weights, besides the license; sentences.
     num_classes: classes of the weights' own classifier, 0 for none.
     input_size: channels, height, width. mean, std: of the normalization that the weights expect.
     sources: tried in order; the user's mirror and the Hub come before them (see zoo/weights).
@@ -82,6 +88,7 @@ class Variant:
     recipe: str = ""
     training: str = ""
     metrics: tuple[Metric, ...] = field(default=())
+    notice: str = ""
 
     @property
     def name(self) -> str:

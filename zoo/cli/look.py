@@ -23,6 +23,7 @@ class Form(str, enum.Enum):
     pretraining = "pretraining"
     binocular = "binocular"
     dense = "dense"
+    pointmaps = "pointmaps"
 
 
 def list_(
@@ -84,6 +85,7 @@ def info(variant: Annotated[str, typer.Argument(help="A variant, or an architect
         ("classes", str(entry.num_classes or "none")),
         ("arguments", ", ".join(f"{key}={value!r}" for key, value in entry.args.items())),
         ("license", entry.license),
+        *([("notice", entry.notice)] if entry.notice else []),
         ("paper", f"{paper.title} ({paper.venue} {paper.year}), https://arxiv.org/abs/{paper.arxiv}"),
         ("training", entry.training or "not trained yet"),
         ("recipe", f"zoo train {entry.recipe}" if entry.recipe else "none in the zoo"),
@@ -105,6 +107,8 @@ def _describe_source(source: Source, full: bool = False) -> str:
         return "in the package" + (f", {source.location}" if full else "")
     if source.kind == "gdrive":
         return f"https://drive.google.com/file/d/{source.location}" if full else "drive.google.com"
+    if source.kind == "hub":
+        return f"https://huggingface.co/{source.location}" if full else "huggingface.co"
     return source.location if full else source.location.split("/")[2]
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from zoo.layers.precision import without_autocast
 
 
 class ResidualUnit(nn.Module):
@@ -96,7 +97,5 @@ class DPTHead(nn.Module):
         for i in (2, 1, 0):
             path = self.fusion[i](levels[i], path)
         path, last = self.output[:-1](path), self.output[-1]
-        if path.dtype == last.weight.dtype:
-            return last(path)
-        with torch.autocast(path.device.type, enabled=False):
+        with without_autocast(path):
             return last(path.to(last.weight.dtype))

@@ -1,7 +1,7 @@
 """The model families, one file each; importing this package registers every architecture with timm."""
 
-from zoo.models import convmae, croco, fast_itpn, hivit, itpn, resnet
+from zoo.models import convmae, croco, fast_itpn, hivit, itpn, pointmaps, resnet
 from zoo.models._build import ZooModel, fetch
 from zoo.models.ancestry import Ancestor
 
-__all__ = ["Ancestor", "ZooModel", "convmae", "croco", "fast_itpn", "fetch", "hivit", "itpn", "resnet"]
+__all__ = ["Ancestor", "ZooModel", "convmae", "croco", "fast_itpn", "fetch", "hivit", "itpn", "pointmaps", "resnet"]

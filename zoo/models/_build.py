@@ -33,6 +33,7 @@ from zoo.lookup import find_variant
 from zoo.models.ancestry import Ancestor, ancestor_of, published_variant, strictest
 from zoo.models.arguments import check_arguments, check_config
 from zoo.weights import Checkpoint, KeyRules
+from zoo.weights.authors import config_beside
 from zoo.weights.hub import HUB_FILENAME, hub_file, split_id
 from zoo.weights.sources import BUNDLED
 
@@ -53,6 +54,8 @@ class ZooModel(nn.Module):
     )
     cfg: Mapping[str, Any] = {}
     """What timm's pretrained config of this form has otherwise than `_pretrained_cfg` says."""
+    config_file = False
+    """Whether the authors' repositories have a config.json that weights are to be compared with."""
     head_name: str | None = None
     """The part that a checkpoint may lack or have in another size: then it is drawn anew, with a warning."""
 
@@ -157,7 +160,8 @@ class ZooModel(nn.Module):
             return set()
         keys = {key for key in own if key.startswith(self.head_name + ".")}
         theirs = {key for key in state if key.startswith(self.head_name + ".")}
-        if all(key in state and state[key].shape == own[key].shape for key in keys) and theirs == keys:
+        fit = theirs <= keys and all(state[key].shape == own[key].shape for key in theirs)
+        if fit and theirs:  # this very head; if a part of it is missing, that is damage and no other head
             return set()
         for key in theirs:
             del state[key]
@@ -176,10 +180,10 @@ def init_linear(module: nn.Module) -> None:
 
 
 def _pretrained_cfg(variant: Variant, model_cls: type[ZooModel]) -> dict[str, Any]:
-    remote = next((source.location for source in variant.sources if source.kind != "package"), None)
+    remote = next((source for source in variant.sources if source.kind != "package"), None)
     packaged = next((source.location for source in variant.sources if source.kind == "package"), None)
     return dict(
-        url=remote,
+        url=remote and ("https://huggingface.co/" if remote.kind == "hub" else "") + remote.location,
         file=str(BUNDLED / packaged) if packaged else None,
         custom_load=True,  # ZooModel.load_pretrained checks every key and shape
         input_size=variant.input_size,
@@ -348,6 +352,8 @@ def _weights_file(
         return path / HUB_FILENAME if path.is_dir() else path, None
     if named.get("hf_hub_id"):
         repo, revision = split_id(named["hf_hub_id"])
+        if _MODEL_CLS[variant.architecture].config_file:
+            config_beside(repo, revision, cache_dir)
         return hub_file(repo, named.get("hf_hub_filename") or HUB_FILENAME, revision, cache_dir), repo
     tag = cfg.get("tag") or ""
     if not tag:

@@ -93,7 +93,7 @@ ARGUMENTS: dict[str, Check] = {
     "pos_embed": _one_of("rope", "sincos", "learned"),
     "pos_resample": _one_of("compute", "bicubic"),
     "decoder_block": _one_of("cross", "cat"),
-    "head_type": _one_of("linear", "dpt"),
+    "head_type": _one_of("linear", "dpt", "catmlp+dpt"),
     "features": _one_of("pyramid", "dense", "stages"),
     "rope_base": _number(1, 1e6),
     "init_values": _number(0, 100),

@@ -11,18 +11,24 @@ import logging
 import re
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from timm.layers import Mlp
 from timm.models import checkpoint
 from torch import Tensor, nn
 
 from zoo.layers.dpt import DPTHead
+from zoo.layers.precision import without_autocast
 from zoo.layers.rope import rope_table
 from zoo.models._build import ZooModel, init_linear, register_family
 from zoo.models._masked import Grid
+from zoo.models._photos import PhotoFit, fit_photo
 from zoo.models._reference_settings import check_settings, reference_settings_of
 from zoo.models.croco import CrocoEncoder, CrossBlock
 from zoo.weights import Alias, Checkpoint, Drop, KeyRules, Rename
@@ -31,6 +37,8 @@ _logger = logging.getLogger("zoo")
 
 HeadType = Literal["linear", "dpt", "catmlp+dpt"]
 """What makes points of tokens, under the reference's names."""
+
+Photo = str | Path | Image.Image | np.ndarray
 
 _DESCRIPTOR_DIM = 24  # channels of a descriptor (MASt3R, section 3.2)
 _MIN_DISTANCE = 1e-8  # below which a raw point's direction is not told
@@ -61,6 +69,32 @@ class MatchingPointmaps(NamedTuple):
     descriptors2: Tensor
     descriptor_confidence1: Tensor
     descriptor_confidence2: Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What `PointmapModel.predict` makes of two photos: arrays of numpy, without batch dimension.
+
+    points1 (H1, W1, 3), points2 (H2, W2, 3), confidence1 (H1, W1), confidence2: see `Pointmaps`. image1, image2: uint8
+    (H, W, 3), what the model saw of each photo. fit1, fit2: how the photos were resized and cropped. pixels1, pixels2
+    (H, W, 2): where each point's pixel lies in its photo, as x, y. descriptors and their confidences: see
+    `MatchingPointmaps`; None without them.
+    """
+
+    points1: np.ndarray
+    points2: np.ndarray
+    confidence1: np.ndarray
+    confidence2: np.ndarray
+    image1: np.ndarray
+    image2: np.ndarray
+    fit1: PhotoFit
+    fit2: PhotoFit
+    pixels1: np.ndarray
+    pixels2: np.ndarray
+    descriptors1: np.ndarray | None = None
+    descriptors2: np.ndarray | None = None
+    descriptor_confidence1: np.ndarray | None = None
+    descriptor_confidence2: np.ndarray | None = None
 
 
 class TwinDecoder(nn.Module):
@@ -193,7 +227,7 @@ class PointmapModel(ZooModel):
 
     first_conv = "encoder.patch_embed.proj"
     head_name = "heads"
-    config_file = "config.json"
+    config_file = True
     features_only_advice = (
         "{} takes two images, so features_only does not apply; its encoder alone is crocov2_large_patch16_224 with the "
         "tags dust3r_224, dust3r_512 and mast3r_512."
@@ -267,12 +301,45 @@ class PointmapModel(ZooModel):
         taken1, taken2 = self.decoder(x1, x2, grid1, grid2, self.hooks)
         return self._read((x1, *taken1), (x2, *taken2), grid1, grid2)
 
+    @torch.inference_mode()
+    def predict(self, img1: Photo, img2: Photo) -> Prediction:
+        """Two photos of any size and orientation -> their points, as arrays, and where their pixels lie in the photos.
+
+        A photo is a file, an image of PIL or an array, uint8 (h, w, 3). It is resized to the model's longer side and
+        cropped to whole patches; for a model of square images, to its middle square. Computed on the model's device, as
+        in evaluation mode.
+
+        Raises ImageError (a ValueError).
+        """
+        photos = [fit_photo(photo, self.encoder.img_size, self.patch_size) for photo in (img1, img2)]
+        mean, std = (torch.tensor(self.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+        like = next(self.parameters())
+        inputs = [
+            ((torch.from_numpy(np.array(array)).permute(2, 0, 1)[None] / 255 - mean) / std).to(like)
+            for array, _ in photos
+        ]
+        training = self.training
+        self.eval()
+        result = self(*inputs)
+        self.train(training)
+        (image1, fit1), (image2, fit2) = photos
+        arrays: dict[str, Any] = {name: value[0].cpu().numpy() for name, value in result._asdict().items()}
+        return Prediction(
+            image1=image1,
+            image2=image2,
+            fit1=fit1,
+            fit2=fit2,
+            pixels1=fit1.pixels(),
+            pixels2=fit2.pixels(),
+            **arrays,
+        )
+
     def _read(
         self, tokens1: Sequence[Tensor], tokens2: Sequence[Tensor], grid1: Grid, grid2: Grid
     ) -> Pointmaps | MatchingPointmaps:
         """What the heads make of each image's encoder and decoder tokens."""
         dtype = next(self.heads.parameters()).dtype
-        with torch.autocast(tokens1[0].device.type, enabled=False):
+        with without_autocast(tokens1[0]):
             raw1 = self.heads[0]([x.to(dtype) for x in tokens1], grid1)
             raw2 = self.heads[1]([x.to(dtype) for x in tokens2], grid2)
             (points1, confidence1), (points2, confidence2) = (_points_and_confidence(raw[0]) for raw in (raw1, raw2))

@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -32,6 +32,7 @@ from zoo.errors import (
     WeightsUnavailableError,
 )
 from zoo.weights import files
+from zoo.weights.authors import fetch_from_authors
 from zoo.weights.download import download, download_from_drive
 from zoo.weights.hub import HUB_FILENAME, check_arrived, hub_file
 from zoo.weights.unpickle import Checkpoint, read_checkpoint
@@ -143,7 +144,7 @@ def verify(variant_or_path: Variant | str | Path, *, progress: bool = True) -> l
     if mirrored is not None:
         candidates.append(mirrored)
     candidates.append(cached_path(variant))
-    candidates += [_download_path(source) for source in variant.sources if source.kind != "package"]
+    candidates += [_download_path(source) for source in variant.sources if source.kind in ("url", "gdrive")]
     return [_verify_file(path, progress) for path in candidates if path.is_file()]
 
 
@@ -238,7 +239,7 @@ class _CatalogSource:
         return _KINDS[self.source.kind] + self.source.location
 
 
-_KINDS = {"package": "package file ", "url": "", "gdrive": "Google Drive "}
+_KINDS = {"package": "package file ", "hub": "Hugging Face Hub ", "url": "", "gdrive": "Google Drive "}
 
 
 def _pin(variant: Variant) -> dict[str, str] | None:
@@ -273,6 +274,11 @@ def _fetch_from(
     source = origin.source
     if source.kind == "package":
         raise WeightsUnavailableError("not in this installation. Install the package again.")
+    if source.kind == "hub":
+        arrived = fetch_from_authors(source, cache_dir() / "hub", progress)
+        location = f"{source.location}/{HUB_FILENAME}@{arrived.commit}"
+        _make(path, arrived.path, variant, replace(source, location=location), arrived.sha256, convert)
+        return
     downloaded, digest = _downloaded(source, progress)
     _make(path, downloaded, variant, source, digest, convert)
 
@@ -393,6 +399,7 @@ def link(source: Path, path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
+    path.resolve().unlink(missing_ok=True)  # of huggingface_hub's cache, what the link leads to
     path.unlink(missing_ok=True)
     files.record_path(path).unlink(missing_ok=True)
 
