@@ -65,6 +65,18 @@ def hide(pixels: np.ndarray, mask: Tensor, patch_size: int) -> np.ndarray:
     return np.where(hidden, np.array(HIDDEN_COLOR, dtype=pixels.dtype), pixels)
 
 
+def color_depth(depth: np.ndarray) -> np.ndarray:
+    """Depths (H, W) as colors (H, W, 3) in 0..1: near is yellow, far is blue, what isn't finite is gray."""
+    from matplotlib import colormaps
+
+    known = np.isfinite(depth)
+    if not known.any():
+        return np.full((*depth.shape, 3), HIDDEN_COLOR)
+    low, high = np.quantile(depth[known], (0.02, 0.98))
+    share = np.clip((np.where(known, depth, low) - low) / max(high - low, 1e-12), 0, 1)
+    return np.where(known[..., None], colormaps["viridis"](1 - share)[..., :3], HIDDEN_COLOR)
+
+
 def pca_rgb(features: Tensor) -> Tensor:
     """Features (N, D) of any number of images -> colors (N, 3) in 0..1: three principal components, as RGB.
 

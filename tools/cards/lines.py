@@ -27,6 +27,7 @@ def _shape(tensor: torch.Tensor) -> str:
 def timm_lines(variant: Variant) -> str:
     """Lines that run as they are; a comment that starts with numbers is the shape of what its line assigns."""
     body = {"encoder": _encoder_lines, "pretraining": _pretraining_lines, "binocular": _pair_lines}
+    body["pointmaps"] = _pointmap_lines
     lines = body.get(variant.form, _dense_lines)(variant, ", pretrained=True" if variant.tag else "")
     head = ["import timm", "import torch", "from PIL import Image"]
     if variant.form == "dense":
@@ -160,6 +161,22 @@ left, right = read("left.jpg"), read("right.jpg"){"  # a rectified pair" if chan
 with torch.inference_mode():
     dense = model(left{crop}, right{crop})  # 1, {channels}, {height}, {width}: of a crop
     whole = model.forward_tiled(left, right)  # the same for images of any size"""
+
+
+def _pointmap_lines(variant: Variant, weights: str) -> str:
+    _, height, width = variant.input_size
+    shape = f"1, {height}, {width}"
+    lines = f"""model = timm.create_model(name{weights}).eval()
+{_image_lines(variant, "left", "right")}
+with torch.inference_mode():
+    result = model(left, right)
+points1 = result.points1  # {shape}, 3: what each pixel of the left photo shows, in its camera's frame
+points2 = result.points2  # {shape}, 3: what those of the right one show, in the left camera's frame too
+confidence = result.confidence1  # {shape}: more than 1, the more the surer
+"""
+    if variant.args["head_type"] == "catmlp+dpt":
+        lines += f"descriptors = result.descriptors1  # {shape}, 24: alike where both photos show the same point\n"
+    return lines.rstrip()
 
 
 def hub_lines(variant: Variant) -> str:

@@ -45,7 +45,9 @@ def whole_of(encoder: Variant) -> Variant | None:
     """The two-image or pretraining variant that a backbone's weights are a part of."""
     if encoder.form != "encoder" or not encoder.sources:
         return None
-    wholes = (v for v in VARIANTS if v.form in ("binocular", "pretraining") and v.sources == encoder.sources)
+    wholes = (
+        v for v in VARIANTS if v.form in ("binocular", "pretraining", "pointmaps") and v.sources == encoder.sources
+    )
     return next(wholes, None)
 
 
@@ -99,7 +101,7 @@ def _training_run(variant: Variant, record: Path) -> str:
 
 
 def kind_of_samples(recipe: Recipe) -> str:
-    return "pairs" if recipe.objective["name"] == "cross_view_completion" else "images"
+    return "pairs" if recipe.objective["name"] in ("cross_view_completion", "pointmaps") else "images"
 
 
 def _own_task(path: Path) -> str:

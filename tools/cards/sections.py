@@ -24,7 +24,10 @@ def front_matter(variant: Variant) -> str:
 def introduction(variant: Variant) -> str:
     text = f"{FAMILIES[variant.family]} {ABOUT.get((variant.family, variant.form)) or ABOUT[variant.form]}"
     if (whole := whole_of(variant)) is not None:
-        what = "the decoder, for tasks on two photos" if whole.form == "binocular" else "what pretraining adds to it"
+        what = {
+            "binocular": "the decoder, for tasks on two photos",
+            "pointmaps": "decoders and heads, for pointmaps",
+        }.get(whole.form, "what pretraining adds to it")
         text += f" [{whole.name}]({whole.name}.md) has the same weights with {what}."
     if not variant.sources:
         text += " **It has no published weights**: it is here to be trained."
@@ -48,6 +51,12 @@ def usage(variant: Variant) -> str:
             f"{variant.args['tile_overlap']:g} of their size, as in the authors' evaluation; `overlap=0.7`, as in "
             "their demo, is faster."
         )
+    if variant.form == "pointmaps":
+        parts.append(
+            '`model.predict("left.jpg", "right.jpg")` takes photos of any size and orientation, and gives arrays of '
+            "numpy and where each point's pixel lies in its photo. `zoo points left.jpg right.jpg -o cloud.ply` makes "
+            "a point cloud of them."
+        )
     if variant.form == "binocular":
         parts.append(
             "`complete` is for looking at: it brings predicted patches back to pixels with the true mean and "
@@ -68,7 +77,12 @@ def facts(variant: Variant) -> str:
         "Normalization": f"values 0 to 1, then mean {numbers(variant.mean)}, deviation {numbers(variant.std)}",
         "Parameters": f"{variant.parameters:,} trained",
     }
-    if variant.form in ("binocular", "dense"):
+    if variant.form == "pointmaps" and height != width:
+        rows["Input"] = (
+            f"two RGB images, {width} pixels long and {height}, 336, 288, 256 or 160 wide, either way up; takes any "
+            f"size that {patch} divides"
+        )
+    elif variant.form in ("binocular", "dense", "pointmaps"):
         rows["Input"] = f"two RGB images, trained at {channels} x {height} x {width}; any size that {patch} divides"
     elif not sized(variant):
         rows["Input"] = f"RGB, trained at {channels} x {height} x {width}; takes any size"
@@ -85,6 +99,8 @@ def license_and_source(variant: Variant) -> str:
         text += f"The weights are under {LICENSES[variant.license]}"
     if variant.license != "Apache-2.0":
         text += " The zoo's code is under Apache-2.0, which does not extend to these weights."
+    if variant.notice:
+        text += f" {variant.notice}"
     source = variant.sources[0]
     if source.kind == "package":
         return f"{text}\n\nThey are inside the package, as `zoo/weights/bundled/{source.location}`."
@@ -93,6 +109,8 @@ def license_and_source(variant: Variant) -> str:
     if source.kind == "gdrive":
         where = f"https://drive.google.com/file/d/{source.location}"
         part += " Downloads from Google Drive need `pip install 'pretext-zoo[drive]'`."
+    if source.kind == "hub":
+        return f"{text}\n\n{_from_the_hub(variant, part)}"
     return (
         f"{text}\n\nThey come from the authors' checkpoint, <{where}>, a PyTorch pickle.{part} The zoo reads "
         "it without running any code in it, checks every key and shape, and keeps the result in its cache as "
@@ -100,6 +118,22 @@ def license_and_source(variant: Variant) -> str:
         "one must have the same. On machines without network, name a folder that holds "
         f"`{variant.name}.safetensors` in `ZOO_WEIGHTS`."
     )
+
+
+def _from_the_hub(variant: Variant, part: str) -> str:
+    source, *others = variant.sources
+    text = f"They come from the authors' repository on the Hugging Face Hub, <https://huggingface.co/{source.location}>"
+    if len(source.revision) == 40:
+        text += f", at the commit {source.revision} if the Hub knows it, or else as they are now"
+    text += (
+        f".{part} The zoo checks every key and shape, and the settings of config.json, and keeps the result in its "
+        "cache as safetensors under its own names. The commit and the SHA-256 of what comes first are recorded, and "
+        "demanded ever after."
+    )
+    if others:
+        text += f" Where the Hub has them not, the authors' pickle is read without running it: <{others[0].location}>."
+    offline = f"On machines without network, name a folder that holds `{variant.name}.safetensors` in `ZOO_WEIGHTS`."
+    return f"{text} {offline}"
 
 
 def training(variant: Variant) -> str:
@@ -176,7 +210,13 @@ def limits(variant: Variant) -> str:
             "It does one task, on images like those that it was fine-tuned on; the authors fine-tuned it further for "
             "some benchmarks, with weights that are not in the zoo."
         )
-    if any(source.kind in ("url", "gdrive") for source in variant.sources):
+    if variant.form == "pointmaps":
+        points.append(
+            "It takes two photos; more of them need an alignment of many pairs, which is not in the zoo. Scale is "
+            f"{'metric where the scene is like those of its training' if variant.tag == 'metric' else 'unknown'}, and "
+            "mirrors, glass and sky have no right points."
+        )
+    if any(source.kind in ("url", "gdrive", "hub") for source in variant.sources):
         points.append(
             "Nobody could download this file where the zoo was made. The conversion fits all of the reference's key "
             "names and shapes, and small models with random weights give what the reference's code gave "

@@ -24,6 +24,12 @@ FAMILIES = {
         "and the network rebuilds it with the help of the second. To do that well, it has to find out what corresponds "
         "to what: so it learns the geometry of scenes without labels."
     ),
+    "pointmaps": (
+        "DUSt3R and its kind make 3D points of two photos of a scene, without being told anything of the cameras: one "
+        "for each pixel of both, in the first camera's frame. They are CroCo with a second decoder and a head for each "
+        "photo, trained on pairs with known depth and cameras. Depth, focal length, relative pose, matches and point "
+        "clouds follow from the points (`zoo.geometry`)."
+    ),
     "convmae": (
         "ConvMAE is pretrained by hiding three quarters of an image's patches and rebuilding their pixels. Two "
         "convolutional stages come before the transformer; their convolutions are masked, so that nothing leaks from "
@@ -62,6 +68,10 @@ ABOUT = {
     "pretraining": (
         "This is the whole of what pretraining trains: take it to go on with pretraining or to look at the pretext "
         "task. For features take the backbone."
+    ),
+    "pointmaps": (
+        "This is the whole model: it does its task as it is. Its encoder alone is in the zoo too, as a backbone for "
+        "single photos."
     ),
     ("croco", "encoder"): (
         "This is its encoder: a vision transformer for single photos, without class token. Fine-tune it for dense "

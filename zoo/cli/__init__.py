@@ -29,6 +29,7 @@ app.command()(train.show_batch)
 
 _eval = typer.Typer(no_args_is_help=True, help="Measure what models have learned.")
 _eval.command("pairs")(evaluate.eval_pairs)
+_eval.command("points")(evaluate.eval_points)
 _eval.command("look")(evaluate.eval_look)
 _eval.command("pretext")(evaluate.eval_pretext)
 _eval.command("ordering")(evaluate.eval_ordering)

@@ -50,6 +50,51 @@ def eval_pairs(
         print(save_figure(evaluation.draw_completions(subject.model, sets), picture))
 
 
+def eval_points(
+    model_or_run: Annotated[str, typer.Argument(help="A pointmap model, or the folder of a training run.")],
+    data: Annotated[
+        Path | None, typer.Option(help="A folder of posed pairs; default: held-out scenes.", exists=True)
+    ] = None,
+    pairs: Annotated[int, typer.Option(min=1, help="Number of pairs.")] = 200,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the scenes; default: one that no recipe trains with.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the result to this JSON file.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw some pairs' depths into this picture.")] = None,
+) -> None:
+    """Measure a pointmap model's depth, focal length and relative poses.
+
+    On held-out procedural scenes, or on your pairs with known depth and cameras.
+
+    Example: zoo eval points runs/dust3r_nano --picture depths.png
+    """
+    from rich.console import Console
+
+    from zoo.evaluate import points as evaluation
+    from zoo.evaluate.pairs.subject import load_subject
+    from zoo.pictures import save_figure
+    from zoo.weights.files import write_json
+
+    subject = load_subject(model_or_run, "pointmaps")
+    seed = evaluation.HELD_OUT_SEED if seed is None else seed
+    folder = None if data is None else str(data)
+    with Console(stderr=True).status(f"evaluating {subject.name}, a minute or two for a small model"):
+        result = evaluation.evaluate(subject, folder, pairs, seed)
+    rows = [
+        (part, name, f"{value:.4g}")
+        for part, of in result.items()
+        if part not in ("model", "settings", "verdict")
+        for name, value in (of.items() if isinstance(of, dict) else [("", of)])
+    ]
+    print_table(("figure", "", "value"), *rows)
+    holds = result["verdict"]["beats_plane_by_a_third"]
+    print(f"View 1's depth {'beats' if holds else 'does not beat'} the best constant depth by a third.")
+    if output is not None:
+        write_json(output, result)
+    if picture is not None:
+        print(save_figure(evaluation.draw(subject, folder, seed), picture))
+
+
 def eval_look(
     model_or_run: Annotated[str, typer.Argument(help="A two-image model, or the folder of a training run.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pictures.")] = Path("look"),

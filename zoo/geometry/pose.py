@@ -12,7 +12,7 @@ from zoo.errors import GeometryError
 from zoo.geometry.cameras import pixel_grid
 
 _HYPOTHESES = 512  # samples of three points; at 50 % outliers all but 1e-29 of such sets hold a clean one
-_JUDGES = 4096  # points that the hypotheses are judged by
+_JUDGES = 1024  # points that the hypotheses are judged by
 _ROUNDS = 20  # of reweighted least squares
 _TAIL = 4.685  # standard deviations from which on a point counts nothing (Tukey's biweight, 95 % efficient)
 _PIXELS = 0.05  # share of the image's width that a projection may be off in PnP's sampling

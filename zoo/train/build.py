@@ -28,6 +28,7 @@ from zoo.train.objectives.linear_heads import LinearHeads
 from zoo.train.objectives.masked import MaskedFeatureModeling, MaskedImageModeling, MaskedTokenModeling
 from zoo.train.objectives.objective import Objective
 from zoo.train.objectives.pirl import Pirl
+from zoo.train.objectives.pointmaps import Pointmaps
 from zoo.train.objectives.stereo_flow import Flow, Stereo
 from zoo.train.recipe import Recipe
 from zoo.train.schedule import Plan, make_plan
@@ -45,6 +46,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "classification": Classification,
     "linear_probe": LinearProbe,
     "linear_heads": LinearHeads,
+    "pointmaps": Pointmaps,
     "stereo": Stereo,
     "flow": Flow,
 }

@@ -14,6 +14,7 @@ from zoo.errors import RecipeError, TrainingError
 from zoo.lookup import find_variant
 from zoo.models import fetch
 from zoo.models.croco import PairModel
+from zoo.models.pointmaps import PointmapModel
 from zoo.scenes import SceneConfig
 from zoo.train.build import make_model
 from zoo.train.data.sources import make_source
@@ -24,7 +25,7 @@ class Subject(NamedTuple):
     """A model to be evaluated, how it was trained (None: unknown), and the file of its weights."""
 
     name: str
-    model: PairModel
+    model: Any
     recipe: Recipe | None
     weights: Path
     sha256: str
@@ -47,22 +48,30 @@ class Subject(NamedTuple):
         return make_source(self.recipe.data, seed, "pair").config
 
 
-def load_subject(model_or_run: str) -> Subject:
+_KINDS: dict[str, tuple[type, str]] = {
+    "binocular": (PairModel, "completes no pairs"),
+    "pointmaps": (PointmapModel, "gives no points"),
+}
+"""Of each form that is evaluated: its class, and what is said of others."""
+
+
+def load_subject(model_or_run: str, form: str = "binocular") -> Subject:
     """A pretrained two-image model by its timm name, or the model of a training run by the run's folder.
 
-    A run that is still going is loaded from its last checkpoint.
+    A run that is still going is loaded from its last checkpoint. form: the catalog's, "binocular" or "pointmaps".
 
     Raises UnknownVariantError, RecipeError (ValueErrors) or TrainingError (a RuntimeError).
     """
     folder = Path(model_or_run)
-    return _load_run(folder) if folder.is_dir() else _load_pretrained(model_or_run)
+    return _load_run(folder, form) if folder.is_dir() else _load_pretrained(model_or_run, form)
 
 
-def _load_run(folder: Path) -> Subject:
+def _load_run(folder: Path, form: str) -> Subject:
     recipe = load_recipe(folder / "recipe.yaml")
     model = make_model(recipe)
-    if not isinstance(model, PairModel):
-        raise RecipeError(f"{folder} trains {recipe.model}, which completes no pairs; name a two-image model's run.")
+    model_cls, refusal = _KINDS[form]
+    if not isinstance(model, model_cls):
+        raise RecipeError(f"{folder} trains {recipe.model}, which {refusal}; name the run of a {form} model.")
     path, prefix = folder / "model.safetensors", ""
     if not path.exists():
         path, prefix = folder / "checkpoint.safetensors", "objective.model."
@@ -76,10 +85,10 @@ def _load_run(folder: Path) -> Subject:
     return Subject(recipe.model, model.eval(), recipe, path, hashlib.sha256(data).hexdigest(), step)
 
 
-def _load_pretrained(name: str) -> Subject:
+def _load_pretrained(name: str, form: str) -> Subject:
     variant = find_variant(name)
-    if variant.form != "binocular":
-        raise RecipeError(f"{name} completes no pairs; choose one of `zoo list --form binocular`.")
+    if variant.form != form:
+        raise RecipeError(f"{name} {_KINDS[form][1]}; choose one of `zoo list --form {form}`.")
     recipe = load_recipe(variant.recipe) if variant.recipe else None
     path = fetch(variant.name)
     model: Any = timm.create_model(variant.name, pretrained=True).eval()

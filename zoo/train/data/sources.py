@@ -20,6 +20,7 @@ from zoo.train.data.matching import TRUTHS
 from zoo.train.data.matching_pairs import MatchingPairs
 from zoo.train.data.pairs import ImagePairs
 from zoo.train.data.patterns import PatternImages
+from zoo.train.data.posed import PosedPairs
 from zoo.train.data.shards import ImageShards
 from zoo.train.extensions import is_extension, load_class
 
@@ -44,6 +45,7 @@ def make_source(settings: dict[str, Any], seed: int, sample: str) -> Any:
         ("scenes", "pair"): _scenes("pair"),
         ("scenes", "image"): _scenes("image"),
         **{("scenes", task): _scenes(task) for task in TASKS},
+        ("posed", "points"): _files(PosedPairs, "the folder of posed pairs"),
         ("pairs", "pair"): _photo_pairs,
         ("patterns", "image"): _pattern_images,
         ("images", "image"): _files(ImageFolder, "the folder of images"),
