@@ -155,8 +155,8 @@ def _size(source: Any) -> str:
 
 
 def _settings_line(settings: dict[str, Any]) -> str:
-    first, *rest = settings.items()
-    return ", ".join([str(first[1]), *(f"{key} {value}" for key, value in rest)])
+    title = next(key for key in ("source", "name", *settings) if key in settings)  # recipes of runs are sorted
+    return ", ".join([str(settings[title]), *(f"{key} {value}" for key, value in settings.items() if key != title)])
 
 
 def _duration(seconds: float) -> str:

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 import os
+import re
 import reprlib
 import types
 import typing
@@ -196,6 +197,10 @@ def _parse(cls: Any, settings: dict[str, Any], where: str) -> Any:
         if values.get("precision", "fp32") not in ("fp32", "bf16"):
             raise RecipeError(f"{where} has precision '{values['precision']}'; choose fp32 or bf16.")
         _check_export(values, where)
+        if not re.fullmatch(r"[^/\\\x00-\x1f\x7f]{1,100}", values["name"]) or values["name"] in (".", ".."):
+            raise RecipeError(
+                f"{where} has the name {reprlib.repr(values['name'])}, which no folder can have; change it."
+            )
         for key, (low, high) in _RANGES.items():
             if not low <= values.get(key, low) <= high:
                 wish = f"it must be at least {low}" if values[key] < low else f"the most is {high:,}"
