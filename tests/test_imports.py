@@ -15,7 +15,7 @@ ROOMS = {  # what each room may import of ours, besides itself
     "colors": set(),
     "errors": set(),
     "lookup": {"catalog", "errors"},
-    "layers": set(),
+    "layers": {"errors"},
     "weights": {"catalog", "errors", "lookup"},
     "models": {"catalog", "errors", "lookup", "layers", "weights"},
     "geometry": {"errors", "weights"},

@@ -67,9 +67,9 @@ def test_backbone(name: str) -> None:
         torch.testing.assert_close(final, tokens)
         dims = [info["num_chs"] for info in model.feature_info]
         assert [info["reduction"] for info in model.feature_info] == [4, 8, 16, 32]
-        assert [m.shape for m in maps] == [(2, dim, 32 // s, 48 // s) for dim, s in zip(dims, (4, 8, 16))]
+        assert [m.shape for m in maps] == [(2, dim, 32 // s, 48 // s) for dim, s in zip(dims, (4, 8, 16, 32))]
         torch.testing.assert_close(maps[2].flatten(2).transpose(1, 2), tokens)
-        last, first = model.forward_intermediates(x, [-1, 0], norm=True, output_fmt="NLC", intermediates_only=True)
+        last, first = model.forward_intermediates(x, [-2, 0], norm=True, output_fmt="NLC", intermediates_only=True)
         torch.testing.assert_close(last, tokens)
         torch.testing.assert_close(first, maps[0].flatten(2).transpose(1, 2))
         (pooled,) = model.forward_intermediates(x, [3], intermediates_only=True)
@@ -77,9 +77,10 @@ def test_backbone(name: str) -> None:
         early, (second,) = model.forward_intermediates(x, [1], stop_early=True)
         torch.testing.assert_close(second, maps[1])
         torch.testing.assert_close(early, maps[1].flatten(2).transpose(1, 2))
-        result = model.forward_intermediates(x, 1, output_dict=True)
+        result = model.forward_intermediates(x, 2, output_dict=True)
         torch.testing.assert_close(result["image_features"], tokens)
-        torch.testing.assert_close(result["image_intermediates"][0], maps[2])
+        torch.testing.assert_close(result["image_intermediates"], maps[2:])
+        assert len({info["module"] for info in model.feature_info}) == 4, "each level has a name of its own"
         with pytest.raises(ValueError, match="output_fmt"):
             model.forward_intermediates(x, output_fmt="NHWC")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -10,12 +11,13 @@ import timm
 import torch
 from timm.layers import resize_rel_pos_bias_table, set_fused_attn
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 import zoo  # noqa: F401  (registers the models)
 from zoo.errors import ImageError
-from zoo.layers import relative
 from zoo.layers.masking import random_mask, split_mask, take_tokens
-from zoo.layers.relative import RelativeBias, relative_index
+from zoo.layers.relative import RelativeBias
+from zoo.layers.remember import once_a_grid
 from zoo.models.hivit import HiViT, HiViTMAE
 
 TINY: dict[str, Any] = dict(embed_dim=32, depths=(1, 2, 3), num_heads=2)
@@ -77,27 +79,42 @@ def test_relative_bias() -> None:
             assert torch.equal(matrix[:, query, key], bias.table[dy + 1, dx + 2])
 
 
-def test_geometry_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+def test_geometry_is_computed_once() -> None:
+    counted: Any = Counter()
 
-    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            calls.append(function.__name__)
-            return function(*args, **kwargs)
+    @once_a_grid
+    def make(*grid: int) -> torch.Tensor:
+        counted[grid] += 1
+        return torch.arange(math.prod(grid))
 
-        return call
-
-    for name in ("gen_relative_position_index", "resize_rel_pos_bias_table"):
-        monkeypatch.setattr(relative, name, counted(getattr(relative, name)))
+    with torch.inference_mode():
+        assert make(6, 5) is make(6, 5)
+    assert not make(6, 5).is_inference(), "what inference left is good for training"
+    for rows in range(20):
+        make(rows, 1)
+    make(19, 1)
+    assert set(counted.values()) == {1}
     model = tiny(img_size=(112, 80), dynamic_img_size=True)
     with torch.inference_mode():
         model(torch.randn(1, 3, 96, 80))
-    for _ in range(2):  # what inference left is good for training
-        model.train()(torch.randn(1, 3, 96, 80)).sum().backward()
-    tiny(img_size=(96, 80), rel_pos=True)(torch.randn(1, 3, 96, 80))
-    assert sorted(calls) == ["gen_relative_position_index", "resize_rel_pos_bias_table"]
-    cpu = torch.device("cpu")
-    assert relative_index(6, 5, cpu) is relative_index(6, 5, cpu)
+    model.train()(torch.randn(1, 3, 96, 80)).sum().backward()
+
+
+def test_caches_keep_ordinary_tensors_only() -> None:
+    """A shape estimate, a functorch transform or a default device leaves nothing behind in the process."""
+    images = torch.randn(1, 3, 80, 48)
+    model = tiny(img_size=(80, 48))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model(images)
+    assert type(model(images)) is type(tiny(img_size=(80, 48))(images)) is torch.Tensor
+    torch.func.functionalize(tiny(img_size=(48, 80)))(images.mT)
+    torch.func.vmap(tiny(img_size=(16, 96)))(torch.randn(2, 1, 3, 16, 96))
+    for size in ((48, 80), (16, 96)):
+        made = tiny(img_size=size)(torch.randn(1, 3, *size))
+        assert not torch._is_functional_tensor(made) and not torch._C._functorch.is_functorch_wrapped_tensor(made)
+    with torch.device("meta"):
+        tiny(img_size=(96, 16), dynamic_img_size=True)(torch.randn(1, 3, 16, 112))
+    assert tiny(img_size=(96, 16), dynamic_img_size=True)(torch.randn(1, 3, 16, 112)).isfinite().all()
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (3, 5), (14, 7), (9, 9), (4, 6), (1, 2)])

@@ -64,7 +64,8 @@ def features(
             chunk = paths[start : start + batch_size]
             batch = torch.cat([to_input(path, net, img_size) for path in chunk]).to(device)
             if maps:
-                values = encoder.forward_intermediates(batch, indices=1, norm=True, intermediates_only=True)[0]
+                level = getattr(encoder, "final_level", -1)
+                (values,) = encoder.forward_intermediates(batch, [level], norm=True, intermediates_only=True)
             else:
                 values = encoder.forward_head(encoder.forward_features(batch), pre_logits=True)
             found.update(zip((path.as_posix() for path in chunk), values.cpu(), strict=True))

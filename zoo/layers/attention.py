@@ -1,7 +1,5 @@
 """Self- and cross-attention with rotary positions, on torch's fused kernels (timm's switch decides)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from timm.layers import use_fused_attn
@@ -26,18 +24,27 @@ class _Attention(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
         """q (B, heads, N, d), k and v (B, heads, M, d) -> B, N, heads * d; bias is added before the softmax."""
         if self.fused_attn:
-            dropout = self.attn_drop.p if self.training else 0.0
-            dtype = q.dtype
-            if dtype == torch.bfloat16 and q.device.type == "cpu":
-                # the backward pass of the CPU kernel is slow in bfloat16
-                q, k, v = q.float(), k.float(), v.float()
-            x = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype), dropout).to(dtype)
+            x = fused_attention(q, k, v, bias, self.attn_drop.p if self.training else 0.0)
         else:
             weights = (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
             if bias is not None:
                 weights = weights + bias
             x = self.attn_drop(weights.softmax(dim=-1)) @ v
         return x.transpose(1, 2).flatten(2)
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+    """torch's kernels, in the types that are quick on the tensors' device."""
+    dtype = q.dtype
+    if dtype == torch.bfloat16 and q.device.type == "cpu":
+        # the backward pass of the CPU kernel is slow in bfloat16
+        q, k, v = q.float(), k.float(), v.float()
+    if bias is not None:
+        bias = bias.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, bias, dropout).to(dtype)
+
+
+torch.fx.wrap("fused_attention")  # traced whole: it asks for a tensor's type
 
 
 class SelfAttention(_Attention):

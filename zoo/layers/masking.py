@@ -4,8 +4,6 @@ A mask is a bool tensor (B, N), True = hidden. Where hidden patches are left out
 every row, so that all shapes are static: no step of a masked forward waits for the device.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,13 +1,11 @@
 """Images as sequences of flattened patches, and back; the pixel order is the masked families' common one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
@@ -33,11 +31,12 @@ def normalize_patches(patches: Tensor) -> Tensor:
     return (patches - mean) / std
 
 
-def patch_linear(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """A convolution whose kernel k is its stride, over channels-last maps ..., H, W, C -> ..., H / k, W / k, D."""
-    k = conv.kernel_size[0]
-    x = rearrange(x, "... (h p) (w q) c -> ... h w (p q c)", p=k, q=k)
-    return F.linear(x, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
+def patch_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A convolution (D, C, k, k) whose stride is its kernel's, over channels-last maps ..., H, W, C ->
+    ..., H / k, W / k, D."""
+    k = weight.shape[3]
+    x = x.unflatten(-2, (-1, k)).unflatten(-4, (-1, k)).transpose(-4, -3)  # ..., H / k, W / k, k, k, C
+    return F.linear(x.flatten(-3), weight.permute(0, 2, 3, 1).flatten(1), bias)
 
 
 def _normalize_channels(patches: Tensor, channels: int) -> Tensor:

@@ -4,19 +4,14 @@ What depends on grids alone (which offset two patches have, how a table is broug
 and shared by all blocks and steps.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from functools import lru_cache, wraps
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
-from timm.layers import gen_relative_position_index, resize_rel_pos_bias_table, trunc_normal_
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from zoo.layers.positions import Grid, GridTable
-
-_T = TypeVar("_T")
+from zoo.layers.positions import Grid, GridTable, is_open, same_grid, square_grid
+from zoo.layers.remember import once_a_grid
 
 
 class Relative(NamedTuple):
@@ -29,7 +24,7 @@ class Relative(NamedTuple):
     offsets: Tensor
     resample: tuple[Tensor, Tensor] | None = None
 
-    def at(self, visible: Tensor) -> Relative:
+    def at(self, visible: Tensor) -> "Relative":
         """The same of each sample's patches `visible` (B, n) alone."""
         return self._replace(offsets=self.offsets[visible.unsqueeze(2), visible.unsqueeze(1)])
 
@@ -50,29 +45,56 @@ class RelativeBias(GridTable):
 
     def read_on(self, grid: Grid) -> Relative:
         """How this table, and others of its size, are read on a grid."""
-        device = self.table.device
-        return Relative(
-            relative_index(*grid, device), None if grid == self.grid else _axis_matrices(self.grid, grid, device)
-        )
+        return relative_on(self.grid, grid, self.table.device)
 
     def forward(self, relative: Relative) -> Tensor:
         """The bias (heads, N, N), or (B, heads, n, n) where every sample has its own patches."""
-        table = self.table if relative.resample is None else _apply(relative.resample, self.table)
-        # heads first, so that the kernels get the bias as they want it, without a copy
-        bias = table.flatten(0, 1).T.index_select(1, relative.offsets.flatten()).unflatten(1, relative.offsets.shape)
-        return bias if relative.offsets.ndim == 2 else bias.transpose(0, 1)
+        return read_bias(self.table, relative)
+
+    def place(self, saved: Tensor) -> Tensor:
+        if saved.ndim != 2:
+            return saved
+        rows, columns = _offsets(self.grid)
+        return saved.unflatten(0, (square_grid(len(saved), self.grid, rows * columns), -1))
 
     def fit(self, saved: Tensor) -> Tensor:
-        if saved.ndim != 3:  # left to the comparison of all shapes
+        saved = self.place(saved)
+        if saved.ndim != 3:
             return saved
         grid = ((saved.shape[0] + 1) // 2, (saved.shape[1] + 1) // 2)
-        return saved if grid == self.grid else _apply(_axis_matrices(grid, self.grid, saved.device), saved)
+        return saved if grid == self.grid else _apply(axis_matrices(grid, self.grid, saved.device), saved)
 
     @torch.no_grad()
     def set_grid(self, grid: Grid) -> None:
         if grid != self.grid:
-            table = _apply(_axis_matrices(self.grid, grid, self.table.device), self.table)
+            table = _apply(axis_matrices(self.grid, grid, self.table.device), self.table)
             self.table, self.grid = nn.Parameter(table, self.table.requires_grad), grid
+
+
+def relative_on(own: Grid, grid: Grid, device: torch.device) -> Relative:
+    """How tables of the grid `own` are read on a grid."""
+    if torch.jit.is_scripting():
+        offsets = relative_index(grid[0], grid[1], device)
+        return Relative(offsets, None if same_grid(own, grid) else axis_matrices(own, grid, device))
+    else:
+        offsets = _remembered_index(grid[0], grid[1], device)
+        return Relative(offsets, None if same_grid(own, grid) else _remembered_matrices(own, grid, device))
+
+
+def read_bias(table: Tensor, relative: Relative) -> Tensor:
+    """See `RelativeBias.forward`."""
+    resample = relative.resample
+    if resample is not None:
+        table = _apply(resample, table)
+    # heads first, so that the kernels get the bias as they want it, without a copy
+    offsets = relative.offsets
+    bias = table.flatten(0, 1).T.index_select(1, offsets.flatten()).unflatten(1, offsets.shape)
+    return bias if offsets.ndim == 2 else bias.transpose(0, 1)
+
+
+# torch.fx: sizes of the traced image decide what they do
+torch.fx.wrap("relative_on")
+torch.fx.wrap("read_bias")
 
 
 def _offsets(grid: Grid) -> tuple[int, int]:
@@ -80,42 +102,60 @@ def _offsets(grid: Grid) -> tuple[int, int]:
 
 
 def _apply(matrices: tuple[Tensor, Tensor], table: Tensor) -> Tensor:
-    rows, columns = (matrix.to(table.dtype) for matrix in matrices)
-    return torch.einsum("yr,xc,rch->yxh", rows, columns, table)
+    rows, columns = matrices
+    return torch.einsum("yr,xc,rch->yxh", rows.to(table.dtype), columns.to(table.dtype), table)
 
 
-def _once_a_grid(make: Callable[..., _T]) -> Callable[..., _T]:
-    """Remember results, except those of a graph that is being traced: it computes its own."""
-    remembered = lru_cache(maxsize=8)(make)
-
-    @wraps(make)
-    def get(*args: Any) -> _T:
-        if torch.compiler.is_compiling():
-            return make(*args)
-        with torch.inference_mode(False):  # a later training step may want it too
-            return remembered(*args)
-
-    return get
-
-
-@_once_a_grid
 def relative_index(rows: int, columns: int, device: torch.device) -> Tensor:
     """(N, N): (dy + rows - 1) * (2 * columns - 1) + dx + columns - 1, with dy, dx = query minus key."""
-    return gen_relative_position_index((rows, columns), device=device)
+    y, x = torch.arange(rows, device=device), torch.arange(columns, device=device)
+    dy = y[:, None] - y + rows - 1
+    dx = x[:, None] - x + columns - 1
+    index = dy[:, None, :, None] * (2 * columns - 1) + dx[None, :, None, :]  # rows, columns, rows, columns
+    return index.reshape(rows * columns, rows * columns)
 
 
-@_once_a_grid
-def _axis_matrices(old: Grid, new: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
-    """timm's resampling of bias tables (linear between unevenly spaced offsets) as a matrix for each axis:
-    (2 * new rows - 1, 2 * old rows - 1) and the same of columns.
+def axis_matrices(old: Grid, new: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """BEiT's resampling of bias tables as timm does it, linear between unevenly spaced offsets, as a matrix for each
+    axis: (2 * new rows - 1, 2 * old rows - 1) and the same of columns."""
+    rows, columns = _axis_matrix(old[0], new[0]), _axis_matrix(old[1], new[1])
+    if not torch.jit.is_scripting():  # noqa: SIM102
+        if is_open(new):  # it may turn out to be the old one, which needs none
+            same = (torch.scalar_tensor(new[0]) == old[0]) & (torch.scalar_tensor(new[1]) == old[1])
+            rows, columns = (torch.where(same, _diagonal(matrix), matrix) for matrix in (rows, columns))
+    return rows.to(device), columns.to(device)
 
-    timm resamples values; what it makes of an axis's unit vectors is the axis's matrix.
+
+_remembered_index = once_a_grid(relative_index)
+_remembered_matrices = once_a_grid(axis_matrices)
+
+
+def _axis_matrix(old: int, new: int) -> Tensor:
+    """(2 * new - 1, 2 * old - 1) of one axis, on the CPU (not every device has float64).
+
+    The old offsets are spread in a geometric progression, so that the outermost come to the new outermost; a new one
+    is linear between its neighbors, or the last where it lies beyond.
     """
-    rows, columns = _offsets(old)
-    units_of_rows = torch.eye(rows).repeat_interleave(columns, 0)  # flat tables; the unit vectors stand for heads
-    units_of_columns = torch.eye(columns).repeat(rows, 1)
-    units = torch.cat((units_of_rows, units_of_columns), dim=1)
-    new_rows, new_columns = _offsets(new)
-    resampled = resize_rel_pos_bias_table(units, new, (new_rows * new_columns, units.shape[1]), old)
-    resampled = resampled.unflatten(0, (new_rows, new_columns))
-    return resampled[:, 0, :rows].contiguous().to(device), resampled[0, :, rows:].contiguous().to(device)
+    growth = torch.full((), 1.25, dtype=torch.float64, device="cpu")
+    low, high = torch.full_like(growth, 1.01), torch.full_like(growth, 1.5)
+    for _ in range(19):  # timm halves the interval until it is below 1e-6
+        growth = (low + high) / 2
+        over = (1 - torch.pow(growth, old - 1)) / (1 - growth) > new - 1
+        low, high = torch.where(over, low, growth), torch.where(over, growth, high)
+    far = torch.pow(growth, torch.arange(old - 1, device="cpu")).cumsum(0)
+    places = torch.cat((-far.flip(0), torch.zeros_like(growth)[None], far)).float()
+    wanted = torch.arange(2 * new - 1, device="cpu") - (new - 1.0)
+    right = torch.searchsorted(places, wanted).clamp(max=2 * old - 2)
+    left = (right - 1).clamp(min=0)
+    from_left, to_right = (wanted - places[left]).clamp(min=0), (places[right] - wanted).clamp(min=0)
+    alone = ((from_left == 0) & (to_right == 0)).float()  # where both neighbors are the same place
+    number = torch.arange(2 * old - 1, device="cpu")
+    weights = (left[:, None] == number) * (to_right + alone)[:, None]
+    weights = weights + (right[:, None] == number) * (from_left + alone)[:, None]
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _diagonal(matrix: Tensor) -> Tensor:
+    """Ones on the diagonal of a matrix's shape, zeros elsewhere."""
+    rows, columns = matrix.shape
+    return (torch.arange(rows)[:, None] == torch.arange(columns)).to(matrix.dtype)

@@ -1,7 +1,5 @@
 """Rotary position embedding over two image axes: the first half of a head turns by row, the second by column."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -9,18 +7,19 @@ Rope = tuple[Tensor, Tensor]
 """cos and signed sin, each (N, head_dim), or (B, 1, N, head_dim) where every sample has its own positions."""
 
 
-def rope_table(head_dim: int, height: int, width: int, base: float, device: torch.device | str | None = None) -> Rope:
+def rope_table(head_dim: int, height: int, width: int, base: float, device: torch.device | None = None) -> Rope:
     """The rotation of every patch of a height x width grid, row-major (CroCo v2, section 3.2).
 
     In each half of m = head_dim / 2 channels the inverse frequencies are base^(-2k/m), k < m/2, repeated
     twice; channel k turns together with channel k + m/2.
     """
     half = head_dim // 2
-    freqs = base ** (-torch.arange(0, half, 2, dtype=torch.float32, device=device) / half)  # m / 2
+    steps = torch.arange(0, half, 2, dtype=torch.float32, device=device)
+    freqs = torch.pow(base, -steps / half)  # m / 2
     rows = torch.arange(height, dtype=torch.float32, device=device)[:, None] * freqs
     columns = torch.arange(width, dtype=torch.float32, device=device)[:, None] * freqs
-    rows = rows[:, None].expand(height, width, -1)
-    columns = columns[None].expand(height, width, -1)
+    rows = rows[:, None].expand(height, width, half // 2)
+    columns = columns[None].expand(height, width, half // 2)
     cos = torch.cat((rows.cos(), rows.cos(), columns.cos(), columns.cos()), dim=2)
     # the sign of the rotation's lower-left term sits in the table, so that applying it is one multiply-add
     sin = torch.cat((-rows.sin(), rows.sin(), -columns.sin(), columns.sin()), dim=2)

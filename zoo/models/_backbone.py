@@ -1,10 +1,14 @@
 """timm's model protocol for one-image encoders, written once: what all share, and those that are a patch embedding and
-a flat list of blocks. Those with stages are in _hierarchical.py."""
+a flat list of blocks. Those with stages are in _hierarchical.py.
 
-from __future__ import annotations
+What `forward` calls can be read by TorchScript (annotations are objects here, not texts; a branch for it stands alone
+under `torch.jit.is_scripting()`) and traced by torch.fx (what depends on an image's size is in functions of its own).
+"""
 
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
+import torch
 from timm.layers import PatchEmbed
 from timm.layers.helpers import to_2tuple
 from timm.models import checkpoint
@@ -12,6 +16,9 @@ from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
+from zoo.errors import ImageError
+from zoo.layers.positions import Grid
+from zoo.layers.rope import Rope
 from zoo.models._build import ZooModel, init_linear
 
 GlobalPool = Literal["", "avg", "max", "avgmax"]
@@ -22,6 +29,27 @@ def check_pool(global_pool: GlobalPool) -> GlobalPool:
     if global_pool not in get_args(GlobalPool):
         raise ValueError(f"global_pool '{global_pool}' is unknown here; choose avg, max, avgmax or ''.")
     return global_pool
+
+
+def image_grid(height: int, width: int, patch: int, img_size: Grid, dynamic: bool) -> Grid:
+    """Rows and columns of the patches of an image. img_size: what the model was made for; dynamic: and others.
+
+    Raises ImageError for a size that the model can't take.
+    """
+    if not dynamic and (height != img_size[0] or width != img_size[1]):
+        raise ImageError(
+            f"Images of {height}x{width} pixels came to a model made for {img_size[0]}x{img_size[1]}; "
+            f"create it with img_size=({height}, {width}) or with dynamic_img_size=True, or call set_input_size."
+        )
+    if height % patch != 0 or width % patch != 0 or height < patch or width < patch:
+        raise ImageError(
+            f"Patches of {patch} pixels don't fill images of {height}x{width}; choose sides that are multiples of "
+            f"{patch}."
+        )
+    return height // patch, width // patch
+
+
+torch.fx.wrap("image_grid")
 
 
 class ImageEncoder(ZooModel):
@@ -42,8 +70,10 @@ class ImageEncoder(ZooModel):
     feature_info: list[dict[str, Any]]
     grad_checkpointing = False
     num_prefix_tokens = 0
+    final_level = -1
+    """Number of the intermediate that `forward_features` ends in."""
 
-    def run_block(self, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
+    def run_block(self, block: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
         """A block's output; with gradient checkpointing it is computed again in the backward pass, not kept."""
         return checkpoint(block, x, *args) if self.grad_checkpointing and self.training else block(x, *args)
 
@@ -105,13 +135,14 @@ def pack_intermediates(taken: list[Tensor], final: Tensor, intermediates_only: b
 class Backbone(ImageEncoder):
     """Base of encoders that are a patch embedding and a flat list of blocks.
 
-    A subclass makes `patch_embed` and `blocks` too, and writes `embed`: images to tokens, and whatever else
-    (positions) every block is called with.
+    A subclass makes `patch_embed` and `blocks` too, and writes `embed`: images to tokens, and the rotation of queries
+    and keys that every block is called with, if it has one.
     """
 
     patch_embed: PatchEmbed
     blocks: nn.ModuleList
     embed_dim: int
+    dynamic_img_size: bool
 
     @property
     def img_size(self) -> tuple[int, int]:
@@ -123,19 +154,18 @@ class Backbone(ImageEncoder):
         """Rows and columns of their patches."""
         return self.patch_embed.grid_size
 
-    def grid_of(self, x: Tensor) -> tuple[int, int]:
-        """Rows and columns of the patches of images (B, C, H, W)."""
-        return self.patch_embed.dynamic_feat_size((x.shape[-2], x.shape[-1]))
+    def grid_of(self, x: Tensor) -> Grid:
+        """Rows and columns of the patches of images (B, C, H, W). Raises ImageError for a size it can't take."""
+        return image_grid(x.shape[2], x.shape[3], self.patch_size, self.img_size, self.dynamic_img_size)
 
-    def embed(self, x: Tensor, visible: Tensor | None = None) -> tuple[Tensor, tuple[Any, ...]]:
-        """Images (B, C, H, W) -> tokens (B, N, D), of the patches `visible` (B, n) only if given, and the
-        further arguments of every block."""
+    def embed(self, x: Tensor, visible: Tensor | None = None) -> tuple[Tensor, Rope | None]:
+        """Images (B, C, H, W) -> tokens (B, N, D), of the patches `visible` (B, n) only if given, and the rotation."""
         raise NotImplementedError
 
-    def _run_blocks(self, x: Tensor, args: tuple[Any, ...], take: set[int], last: int) -> tuple[Tensor, list[Tensor]]:
+    def _run_blocks(self, x: Tensor, rope: Rope | None, take: set[int], last: int) -> tuple[Tensor, list[Tensor]]:
         taken = []
         for i, block in enumerate(self.blocks[: last + 1]):
-            x = self.run_block(block, x, *args)
+            x = self.run_block(block, x, rope)
             if i in take:
                 taken.append(x)
         return x, taken
@@ -147,9 +177,9 @@ class Backbone(ImageEncoder):
 
         visible: patch numbers (B, n), row-major; hidden patches are dropped before the first block.
         """
-        x, args = self.embed(x, visible)
+        x, rope = self.embed(x, visible)
         last = len(self.blocks) - 1
-        x, taken = self._run_blocks(x, args, set(indices), last)
+        x, taken = self._run_blocks(x, rope, set(indices), last)
         x = self.norm(x)
         if last in indices:
             taken[-1] = x
@@ -157,7 +187,10 @@ class Backbone(ImageEncoder):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) -> normed tokens (B, N, D), row-major."""
-        return self.forward_tokens(x)[0]
+        x, rope = self.embed(x)
+        for block in self.blocks:
+            x = block(x, rope) if torch.jit.is_scripting() else self.run_block(block, x, rope)
+        return self.norm(x)
 
     def forward_intermediates(
         self,
@@ -179,8 +212,8 @@ class Backbone(ImageEncoder):
         check_output_fmt(output_fmt)
         take, last = feature_take_indices(len(self.blocks), indices)
         grid = self.grid_of(x)
-        x, args = self.embed(x)
-        x, taken = self._run_blocks(x, args, set(take), last if stop_early else len(self.blocks) - 1)
+        x, rope = self.embed(x)
+        x, taken = self._run_blocks(x, rope, set(take), last if stop_early else len(self.blocks) - 1)
         if norm:
             taken = [self.norm(y) for y in taken]
         if output_fmt == "NCHW":

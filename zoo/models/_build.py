@@ -67,6 +67,11 @@ class ZooModel(nn.Module):
     ancestor: Ancestor | None = None
     """Whose license the weights keep; None for those of a model that started at random."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # TorchScript takes a class's annotations, or the next ones above it, for types of its own, which ours are not
+        cls.__annotations__ = {"training": bool}
+
     def init_weights(self) -> None:
         """Draw all parameters anew."""
         raise NotImplementedError
@@ -78,17 +83,26 @@ class ZooModel(nn.Module):
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Fit tensors that depend on the image size to this model's."""
-        for name, module in self.named_modules():
-            key = name + ".table"
-            if isinstance(module, GridTable) and key in state:
-                state[key] = module.fit(state[key])
+        for key, module in self._grid_tables(state).items():
+            state[key] = module.fit(state[key])
         return state
+
+    def _grid_tables(self, state: Mapping[str, Tensor]) -> dict[str, GridTable]:
+        """The modules of a state's tables of positions."""
+        modules = {f"{name}.table": module for name, module in self.named_modules() if isinstance(module, GridTable)}
+        return {key: module for key, module in modules.items() if key in state}
 
     def convert(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
         """A checkpoint in any layout this form knows -> its tensors under our names, every key accounted for.
 
         Raises CheckpointMismatchError (a ValueError) when a key is unknown or missing.
         """
+        state = self._renamed(checkpoint)
+        for key, module in self._grid_tables(state).items():
+            state[key] = module.place(state[key])
+        return state
+
+    def _renamed(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
         tensors = checkpoint.tensors
         if set(tensors) == set(self.state_dict()):
             return dict(tensors)
@@ -103,6 +117,12 @@ class ZooModel(nn.Module):
 
         Raises CheckpointMismatchError (a ValueError) for a form or a layer that the reference does not have.
         """
+        for name, module in self.named_modules():
+            if isinstance(module, GridTable) and not module.tells_grid():
+                raise CheckpointMismatchError(
+                    f"The reference's checkpoints don't tell a grid, and {name} is of {module.grid[0]} x "
+                    f"{module.grid[1]} patches. Export it under the zoo's own names, or set_input_size to a square."
+                )
         for layout, rules in self.layouts.items():
             if layout.endswith("reference"):
                 return rules.to_reference(self.state_dict())
@@ -393,7 +413,7 @@ def _recognize(checkpoint: Checkpoint, model_cls: type[ZooModel]) -> str | None:
             continue
         model: Any = create_model(variant.name, device="meta")
         try:
-            state = model.convert(checkpoint)
+            state = model.adapt_state(model.convert(checkpoint))
         except CheckpointMismatchError:
             continue
         if {key: value.shape for key, value in state.items()} == {k: v.shape for k, v in model.state_dict().items()}:

@@ -2,10 +2,9 @@
 
 Paper: Gao et al., "MCMAE: Masked Convolution Meets Masked Autoencoders", NeurIPS 2022, arXiv 2205.03892.
 What is hidden must not leak through the convolutions, so they see visible patches only; `VisiblePatches` computes
-them on nothing else. All maps are channels-last, so that a 1x1 convolution is a linear layer.
+them on nothing else. All maps are channels-last, so that a 1x1 convolution is a linear layer. TorchScript reads the
+annotations.
 """
-
-from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
@@ -109,7 +108,7 @@ class Embed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """..., H, W, C -> ..., H / stride, W / stride, D."""
-        return F.gelu(self.norm(patch_linear(x, self.proj)))
+        return F.gelu(self.norm(patch_linear(x, self.proj.weight, self.proj.bias)))
 
     def forward_masked(self, x: Tensor) -> Tensor:
         """The plain way: B, C, H, W -> B, D, H / stride, W / stride."""
@@ -133,13 +132,19 @@ class ConvBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
-    def forward(self, x: Tensor, windows: Tensor | None = None) -> Tensor:
-        """Maps x (B, H, W, C), or visible patches only, x (B, n, p, p, C), with their `windows`."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps x (B, H, W, C)."""
         y = self.conv1(self.norm1(x))
-        if windows is None:
-            y = self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        else:
-            y = WindowConv.apply(y.flatten(0, 1), self.conv.weight.to(y.dtype), windows).view_as(y) + self.conv.bias
+        return self._add(x, self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+    def forward_visible(self, x: Tensor, windows: Tensor) -> Tensor:
+        """Visible patches only, x (B, n, p, p, C), with their `windows`."""
+        y = self.conv1(self.norm1(x))
+        y = WindowConv.apply(y.flatten(0, 1), self.conv.weight.to(y.dtype), windows).view_as(y)
+        return self._add(x, y + self.conv.bias)
+
+    def _add(self, x: Tensor, y: Tensor) -> Tensor:
+        """What comes behind the convolution's output y."""
         x = x + self.drop_path1(self.conv2(y))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
@@ -243,7 +248,7 @@ class ConvMAE(HierarchicalBackbone):
         """What stage i (0 or 1) makes of ..., H, W, C; windows: see `ConvBlock`."""
         x = self.stages[i].embed(x)
         for block in self.stages[i].blocks:
-            x = self.run_block(block, x, windows)
+            x = self.run_block(block, x) if windows is None else self.run_block(block.forward_visible, x, windows)
         return x
 
     def _run_transformer(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -251,6 +256,18 @@ class ConvMAE(HierarchicalBackbone):
         x = x + positions.to(x.dtype)
         for block in self.stages[-1].blocks:
             x = self.run_block(block, x)
+        return x
+
+    def forward_tokens(self, x: Tensor) -> Tensor:
+        grid = self.grid_of(x)
+        x = x.permute(0, 2, 3, 1)  # B, H, W, C
+        for i, stage in enumerate(self.stages):
+            x = stage.proj(stage.embed(x))
+            if i == len(self.stages) - 1:
+                assert self.pos_embed is not None
+                x = x.flatten(1, 2) + self.pos_embed(grid).to(x.dtype)  # B, N, D
+            for block in stage.blocks:
+                x = block(x) if torch.jit.is_scripting() else self.run_block(block, x)
         return x
 
     def forward_stages(
@@ -384,7 +401,9 @@ class ConvMAEPretraining(MaskedAutoencoder):
         """Images (B, C, H, W) -> latents (B, n, D) of the patches `visible` (B, n): all stages, fused and normed."""
         if self.sparse:
             x, outputs = self.encoder.forward_visible(image, visible)
-            fused = [patch_linear(output, conv).flatten(1, 3) for output, conv in zip(outputs, self.fuse)]
+            fused = [
+                patch_linear(output, conv.weight, conv.bias).flatten(1, 3) for output, conv in zip(outputs, self.fuse)
+            ]
         else:
             x, outputs = self.encoder.forward_masked(image, visible)
             fused = [
@@ -426,7 +445,7 @@ ConvMAE.layouts = {
         *FRESH_NORM,
     ),
     "ConvMAE pretraining": KeyRules(
-        Rename("encoder.pos_embed.table", "pos_embed.table", grid=True),
+        Rename("encoder.pos_embed.table", "pos_embed.table"),
         Rename("encoder.*", "*"),
         Drop("fuse.*", "fuses the stages for the decoder"),
         Drop("norm.*", "norms the fused stages"),
@@ -438,13 +457,13 @@ ConvMAE.layouts = {
 
 ConvMAEPretraining.layouts = {
     "ConvMAE pretraining, reference": KeyRules(
-        *_encoder_rules(Rename("pos_embed", "encoder.pos_embed.table", squeeze=(0,)), "encoder."),
+        *_encoder_rules(Rename("pos_embed", "encoder.pos_embed.table", squeeze=(0,), grid=True), "encoder."),
         Rename("stage1_output_decode.*", "fuse.0.*"),
         Rename("stage2_output_decode.*", "fuse.1.*"),
         Rename("norm.*", "norm.*"),
         Rename("mask_token", "decoder.mask_token"),
         Rename("decoder_embed.*", "embed.*"),
-        Rename("decoder_pos_embed", "decoder.pos_embed.table", squeeze=(0,)),
+        Rename("decoder_pos_embed", "decoder.pos_embed.table", squeeze=(0,), grid=True),
         Rename("decoder_blocks.*", "decoder.blocks.*"),
         Rename("decoder_norm.*", "decoder.norm.*"),
         Rename("decoder_pred.*", "decoder.head.*"),

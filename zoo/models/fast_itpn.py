@@ -2,10 +2,8 @@
 
 Paper: Tian et al., "Fast-iTPN: Integrally Pre-Trained Transformer Pyramid Network with Token Migration", TPAMI 2024,
 arXiv 2211.12735. Stages 1 and 2 are 1x1-convolutional MLP blocks at strides 4 and 8, stage 3 a transformer at stride
-16. All maps are channels-last, so that a 1x1 convolution is a linear layer.
+16. All maps are channels-last, so that a 1x1 convolution is a linear layer. TorchScript reads the annotations.
 """
-
-from __future__ import annotations
 
 import logging
 from collections import OrderedDict
@@ -13,6 +11,7 @@ from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from timm.layers import DropPath, PatchEmbed, calculate_drop_path_rates
 from timm.models.eva import EvaBlock
 from torch import Tensor, nn
@@ -67,7 +66,7 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """B, H, W, C -> B, H / 2, W / 2, 2C."""
-        return patch_linear(self.norm(x), self.reduction)
+        return patch_linear(self.norm(x), self.reduction.weight, self.reduction.bias)
 
 
 class FastITPN(HierarchicalBackbone):
@@ -130,6 +129,16 @@ class FastITPN(HierarchicalBackbone):
                 module.reset_parameters()
         if self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed.table, std=0.02)
+
+    def forward_tokens(self, x: Tensor) -> Tensor:
+        grid = self.grid_of(x)
+        x = self.patch_embed(x)
+        for i, block in enumerate(self.blocks):
+            if i == self.stage_ends[1] + 2:
+                assert self.pos_embed is not None
+                x = x.flatten(1, 2) + self.pos_embed(grid).to(x.dtype)  # B, N, C
+            x = block(x) if torch.jit.is_scripting() else self.run_block(block, x)
+        return x
 
     def forward_stages(
         self, x: Tensor, take: Collection[int] = (), last: int = STAGES - 1

@@ -2,10 +2,8 @@
 
 The first two stages are MLP blocks on a patch's own 4x4 and 2x2 sub-tokens, so a hidden patch can be left out from
 the first layer on. Paper: arXiv 2205.14949. `HiViT` is the backbone and classifier, `HiViTMAE` its masked
-autoencoder; iTPN (itpn.py) stands on the same backbone.
+autoencoder; iTPN (itpn.py) stands on the same backbone. TorchScript reads the annotations.
 """
-
-from __future__ import annotations
 
 from collections.abc import Collection
 from functools import partial
@@ -13,14 +11,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from timm.layers import DropPath, LayerScale, Mlp, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from zoo.layers.attention import SelfAttention
 from zoo.layers.masking import take_tokens
 from zoo.layers.positions import Grid, LearnedPositions, stretch_table
-from zoo.layers.relative import Relative, RelativeBias, relative_index
+from zoo.layers.relative import Relative, RelativeBias, relative_index, relative_on
 from zoo.layers.sincos import sincos_table
 from zoo.models._backbone import GlobalPool
 from zoo.models._build import init_linear, register_family
@@ -31,6 +28,8 @@ from zoo.weights import Drop, Fresh, KeyRules, Rename
 __all__ = ["HiViT", "HiViTMAE"]
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+
+torch.fx.wrap("relative_on")  # of the traced image's size
 
 
 class SubtokenEmbed(nn.Module):
@@ -43,10 +42,10 @@ class SubtokenEmbed(nn.Module):
 
     def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) -> sub-tokens (B, N, 4, 4, dim), of the patches `visible` (B, n) alone if given."""
-        x = rearrange(x, "b c (h s p) (w t q) -> b (h w) (s t c p q)", s=4, t=4, p=4, q=4)
+        x = x.unflatten(3, (-1, 4, 4)).unflatten(2, (-1, 4, 4))  # B, C, h, s, p, w, t, q
+        x = x.permute(0, 2, 5, 3, 6, 1, 4, 7).flatten(5).flatten(1, 2)  # B, N, 4, 4, C * 4 * 4
         if visible is not None:  # hidden patches are not even embedded
-            x = take_tokens(x, visible)
-        x = x.unflatten(2, (4, 4, -1))  # B, n, 4, 4, C * 4 * 4
+            x = take_tokens(x.flatten(2), visible).unflatten(2, (4, 4, -1))
         return self.norm(F.linear(x, self.proj.weight.flatten(1), self.proj.bias))
 
 
@@ -58,10 +57,10 @@ class PatchMerging(nn.Module):
         self.norm = LayerNorm(4 * dim, device=device, dtype=dtype)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """B, N, 2s, 2t, C -> B, N, s, t, 2C."""
-        x = rearrange(x, "b n (s i) (t j) c -> b n s t (j i c)", i=2, j=2)
-        return self.reduction(self.norm(x))
+    def forward(self, x: Tensor, relative: Relative | None = None) -> Tensor:
+        """B, N, 2s, 2t, C -> B, N, s, t, 2C. relative: of the main stage's blocks; all of the list are called alike."""
+        x = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # B, N, s, i, t, j, C
+        return self.reduction(self.norm(x.permute(0, 1, 2, 4, 5, 3, 6).flatten(4)))
 
 
 class MlpBlock(nn.Module):
@@ -85,7 +84,8 @@ class MlpBlock(nn.Module):
         self.ls2 = nn.Identity() if init_values is None else LayerScale(dim, init_values, **dd)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, relative: Relative | None = None) -> Tensor:
+        """relative: of the main stage's blocks; all of the list are called alike."""
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
@@ -117,9 +117,11 @@ class Block(MlpBlock):
 
     def forward(self, x: Tensor, relative: Relative | None = None) -> Tensor:
         """x (B, N, C) -> B, N, C. relative: the grid's geometry, for a block with relative-position bias."""
-        bias = None if self.rel_pos is None or relative is None else self.rel_pos(relative)
+        bias: Tensor | None = None
+        if self.rel_pos is not None and relative is not None:
+            bias = self.rel_pos(relative)
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), bias=bias)))
-        return super().forward(x)
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
 class HiViT(HierarchicalBackbone):
@@ -227,11 +229,9 @@ class HiViT(HierarchicalBackbone):
 
     def relative(self, grid: Grid, visible: Tensor | None = None) -> Relative | None:
         """The geometry that the relative-position biases of all blocks share, None for a model without."""
-        rel_pos = self.blocks[-1].rel_pos
-        if not isinstance(rel_pos, RelativeBias):
-            return None
-        relative = rel_pos.read_on(grid)
-        return relative if visible is None else relative.at(visible)
+        rel_pos: Any = self.blocks[-1].rel_pos
+        relative = None if rel_pos is None else rel_pos.read_on(grid)
+        return relative if visible is None or relative is None else relative.at(visible)
 
     def encode(self, x: Tensor, visible: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Images (B, C, H, W) -> features of all stages: (B, N, 4, 4, C / 4), (B, N, 2, 2, C / 2), (B, N, C).
@@ -242,15 +242,28 @@ class HiViT(HierarchicalBackbone):
         high, mid, tokens = self.forward_stem(x, visible)
         return high, mid, self.forward_main(tokens, grid, visible)[0]
 
+    def forward_tokens(self, x: Tensor) -> Tensor:
+        grid = self.grid_of(x)
+        relative: Relative | None = None
+        if self.rel_pos:
+            relative = relative_on(self.grid_size, grid, x.device)
+        x = self.patch_embed(x)
+        for i, block in enumerate(self.blocks):
+            if i == self.mergings[1] + 1:
+                x = x.flatten(1, 3) + self.pos_embed(grid).to(x.dtype)  # B, N, C
+            x = block(x, relative) if torch.jit.is_scripting() else self.run_block(block, x, relative)
+        return x
+
     def forward_stages(
         self, x: Tensor, take: Collection[int] = (), last: int = STAGES - 1
     ) -> tuple[Tensor, dict[int, Tensor]]:
         grid = self.grid_of(x)
         stages = self.forward_stem(x, last=last)
         if last == STAGES - 1:
-            stages[last], _ = self.forward_main(stages[last], grid)
-        maps = {i: to_map(stages[i], grid) for i in take}
-        return to_map(stages[last], grid).flatten(1, 2), maps
+            tokens, _ = self.forward_main(stages[last], grid)
+            stages[last] = tokens[:, :, None, None]  # B, N, 1, 1, C
+        maps = {i: to_map(stages[i], grid) for i in {*take, last}}
+        return maps[last].flatten(1, 2), {i: maps[i] for i in take}
 
     def _prune_stages(self, last: int) -> None:
         if last < STAGES - 1:
@@ -275,10 +288,9 @@ class HiViT(HierarchicalBackbone):
 
 
 def to_map(x: Tensor, grid: Grid) -> Tensor:
-    """Tokens (B, N, C) or sub-tokens (B, N, s, s, C) -> a map (B, H, W, C)."""
-    if x.ndim == 3:
-        return x.unflatten(1, grid)
-    return rearrange(x, "b (h w) s t c -> b (h s) (w t) c", h=grid[0])
+    """Sub-tokens (B, N, s, s, C) -> a map (B, H, W, C)."""
+    x = x.unflatten(1, grid).transpose(2, 3)  # B, h, s, w, s, C
+    return x.flatten(3, 4).flatten(1, 2)
 
 
 def trunk_rules(ours: str = "") -> tuple[Rename, ...]:
@@ -405,7 +417,7 @@ def decoder_rules() -> tuple[Rename, ...]:
     """What the reference calls the tensors of `PixelDecoder`."""
     return (
         Rename("mask_token", "decoder.mask_token"),
-        Rename("decoder_pos_embed", "decoder.pos_embed.table", squeeze=(0,)),
+        Rename("decoder_pos_embed", "decoder.pos_embed.table", squeeze=(0,), grid=True),
         Rename("decoder_blocks.*", "decoder.blocks.*"),
         Rename("decoder_norm.*", "decoder.norm.*"),
         Rename("decoder_pred.*", "decoder.head.*"),

@@ -2,10 +2,8 @@
 
 Paper: arXiv 2211.12735. `ITPN` is the backbone, whose neck comes with it; the pretraining forms are `ITPNPixel` (a
 masked autoencoder on all levels), `ITPNClip` (predicts a teacher's tokens) and `ITPNEma` (pixels, and the features
-that a moving average of the model itself has on every level).
+that a moving average of the model itself has on every level). TorchScript reads the annotations.
 """
-
-from __future__ import annotations
 
 import copy
 import math
@@ -14,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.layers.masking import block_mask, split_mask, take_tokens
@@ -52,8 +49,8 @@ class PatchSplit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """B, N, s, t, C -> B, N, 2s, 2t, out_dim."""
-        x = self.expansion(self.norm(x))
-        return rearrange(x, "b n s t (i j c) -> b n (s i) (t j) c", i=2, j=2)
+        x = self.expansion(self.norm(x)).unflatten(4, (2, 2, -1))  # B, N, s, t, i, j, C
+        return x.transpose(3, 4).flatten(4, 5).flatten(2, 3)
 
 
 class Pyramid(nn.Module):
@@ -83,6 +80,14 @@ class Pyramid(nn.Module):
         level8 = self.blocks8(self.split8(main) + self.lateral8(mid))
         level4 = self.blocks4(self.split4(level8) + self.lateral4(high))
         return [self.out4(level4), self.out8(level8), self.out16(self.lateral16(main))]
+
+
+class Join(nn.Module):
+    """A level of the pyramid with the backbone's own feature behind it; a module, so that the level has a name."""
+
+    def forward(self, level: Tensor, own: Tensor) -> Tensor:
+        """B, H, W, C and B, H, W, D -> B, H, W, C + D."""
+        return torch.cat((level, own), dim=-1)
 
 
 class ITPN(HiViT):
@@ -128,15 +133,17 @@ class ITPN(HiViT):
         if self.features not in ("pyramid", "dense", "stages"):
             raise ValueError(f"Features '{features}' are unknown; choose pyramid, dense or stages.")
         self.stretch_masked = stretch_masked
-        self.pyramid = None
+        self.pyramid = self.dense = None
         if self.features == "stages":
             self.layouts = _layouts(pyramid=False)
             return
         self.pyramid = Pyramid(embed_dim, fpn_dim, fpn_depth, mlp_ratio, **dd)
-        dims = [fpn_dim] * STAGES
+        dims, modules = [fpn_dim] * STAGES, [f"pyramid.out{stride}" for stride in (4, 8, 16)]
         if self.features == "dense":
+            self.dense = nn.ModuleList(Join() for _ in range(STAGES))
             dims = [fpn_dim + info["num_chs"] for info in self.feature_info[:STAGES]]
-        self.feature_info = level_info(dims, [f"pyramid.out{stride}" for stride in (4, 8, 16)])
+            modules = [f"dense.{i}" for i in range(STAGES)]
+        self.feature_info = level_info(dims, modules)
         if not next(self.parameters()).is_meta:
             self.pyramid.apply(init_linear)
 
@@ -156,10 +163,12 @@ class ITPN(HiViT):
         stages = self.encode(x)
         grid = self.grid_of(x)
         maps = {}
-        for i, level in enumerate(self.pyramid(stages)):
-            if i in take:
-                both = (level,) if self.features == "pyramid" else (level, stages[i])
-                maps[i] = torch.cat([to_map(y, grid) for y in both], dim=-1)
+        levels = self.pyramid(stages)
+        for i in take:
+            maps[i] = to_map(levels[i], grid)
+            if self.dense is not None:
+                own = stages[i] if i < STAGES - 1 else stages[i][:, :, None, None]
+                maps[i] = self.dense[i](maps[i], to_map(own, grid))
         return stages[2], maps
 
     def _prune_stages(self, last: int) -> None:
@@ -369,7 +378,7 @@ class ITPNEma(ITPNPixel):
         if not next(self.parameters()).is_meta:
             self.predictors.apply(init_linear)
 
-    def train(self, mode: bool = True) -> ITPNEma:
+    def train(self, mode: bool = True) -> "ITPNEma":
         super().train(mode)
         self.teacher.eval()
         return self

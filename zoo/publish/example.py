@@ -41,7 +41,9 @@ def draw_example(model: Any, variant: Variant, folder: Path) -> None:
         encoder.set_input_size((side, side))
     encoder.pretrained_cfg = model.pretrained_cfg  # the normalization
     image = pictures.to_input(views[0], encoder, (side, side))
-    (maps,) = encoder.forward_intermediates(image, indices=1, norm=True, intermediates_only=True)  # 1, D, h, w
+    (maps,) = encoder.forward_intermediates(
+        image, [getattr(encoder, "final_level", -1)], norm=True, intermediates_only=True
+    )  # 1, D, h, w
     rows, columns = maps.shape[2:]
     colors = pictures.pca_rgb(maps[0].flatten(1).T).unflatten(0, (rows, columns)).numpy()
     figure = pictures.draw_images(

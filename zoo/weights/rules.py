@@ -7,7 +7,6 @@ comparing gradients under them all use the same list.
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -30,8 +29,9 @@ class Rename:
     In patterns, "*" stands for one or more characters: the last one for any, the others for characters other
     than dots, such as a block's index. Both sides have the same number of them.
     squeeze: axes of length 1 that the reference's tensor has and ours lacks, such as the two of a 1x1 convolution.
-    grid: the reference's first axis (after squeezing) counts the places of a grid, ours has two: rows and columns.
-        Its grid is square, since its checkpoints don't tell; a count that is no square stays one axis.
+    grid: the reference's first axis (after squeezing) counts the places of a grid, where ours has two, rows and
+        columns. Reading leaves it as it is: how the places lie is decided where the model's own grid is known
+        (`GridTable.fit`).
     """
 
     theirs: str
@@ -41,12 +41,7 @@ class Rename:
 
     def apply(self, tensor: Tensor) -> Tensor:
         """The reference's tensor as ours."""
-        if self.squeeze:
-            tensor = tensor.squeeze(self.squeeze)
-        side = math.isqrt(len(tensor)) if self.grid else 0
-        return (
-            tensor.unflatten(0, (side, side)) if self.grid and tensor.ndim == 2 and side**2 == len(tensor) else tensor
-        )
+        return tensor.squeeze(self.squeeze) if self.squeeze else tensor
 
     def invert(self, tensor: Tensor) -> Tensor:
         """Our tensor as the reference's."""

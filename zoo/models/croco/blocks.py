@@ -1,6 +1,4 @@
-"""Transformer blocks that CroCo's encoder and decoder are made of."""
-
-from __future__ import annotations
+"""Transformer blocks that CroCo's encoder and decoder are made of; TorchScript reads their annotations."""
 
 from functools import partial
 from typing import Literal

@@ -1,11 +1,9 @@
-"""CroCo's encoder, a one-image timm backbone."""
-
-from __future__ import annotations
+"""CroCo's encoder, a one-image timm backbone; TorchScript reads its annotations."""
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
-from einops import rearrange
 from timm.layers import PatchEmbed, calculate_drop_path_rates
 from torch import Tensor, nn
 
@@ -17,6 +15,8 @@ from zoo.models._backbone import Backbone, GlobalPool, check_pool
 from zoo.models._build import init_linear
 from zoo.models.croco.blocks import Block, LayerNorm, PosEmbed, check_head_dim
 from zoo.weights import Drop, KeyRules, Rename
+
+torch.fx.wrap("rope_table")  # of the traced image's size
 
 
 class CrocoEncoder(Backbone):
@@ -90,20 +90,21 @@ class CrocoEncoder(Backbone):
         assert self.patch_embed.proj.bias is not None
         nn.init.zeros_(self.patch_embed.proj.bias)
 
-    def embed(self, x: Tensor, visible: Tensor | None = None) -> tuple[Tensor, tuple[Rope | None]]:
+    def embed(self, x: Tensor, visible: Tensor | None = None) -> tuple[Tensor, Rope | None]:
         grid = self.grid_of(x)
         if visible is None:
             # B, h, w, D; the convolution's memory order (channels before places) would stay with all blocks' sums
             x = self.patch_embed(x).flatten(1, 2).contiguous()
         else:  # hidden patches are not even embedded
-            p, proj = self.patch_size, self.patch_embed.proj
-            patches = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
+            patches = x.unflatten(3, (-1, self.patch_size)).unflatten(2, (-1, self.patch_size))  # B, C, h, p, w, p
+            patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # B, N, C * p * p
+            proj = self.patch_embed.proj
             x = F.linear(take_tokens(patches, visible), proj.weight.flatten(1), proj.bias)
         if self.pos_embed is None:
-            rope = rope_table(self.head_dim, *grid, self.rope_base, x.device)
-            return x, (rope if visible is None else gather_rope(rope, visible),)
+            rope = rope_table(self.head_dim, grid[0], grid[1], self.rope_base, x.device)
+            return x, rope if visible is None else gather_rope(rope, visible)
         table = self.pos_embed(grid).to(x.dtype)
-        return x + (table if visible is None else table[visible]), (None,)
+        return x + (table if visible is None else table[visible]), None
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         super().set_input_size(img_size)
@@ -113,7 +114,7 @@ class CrocoEncoder(Backbone):
 
 CrocoEncoder.layouts = {
     "CroCo pair, reference": KeyRules(
-        Rename("enc_pos_embed", "pos_embed.table"),
+        Rename("enc_pos_embed", "pos_embed.table", grid=True),
         Rename("patch_embed.*", "patch_embed.*"),
         Rename("enc_blocks.*", "blocks.*"),
         Rename("enc_norm.*", "norm.*"),

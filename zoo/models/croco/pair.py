@@ -269,8 +269,8 @@ class PairModel(PatchPredictor):
 def pair_rules(*more: Rename | Alias | Drop) -> KeyRules:
     return KeyRules(
         Rename("mask_token", "decoder.mask_token"),
-        Rename("enc_pos_embed", "encoder.pos_embed.table"),
-        Rename("dec_pos_embed", "decoder.pos_embed.table"),
+        Rename("enc_pos_embed", "encoder.pos_embed.table", grid=True),
+        Rename("dec_pos_embed", "decoder.pos_embed.table", grid=True),
         Rename("patch_embed.*", "encoder.patch_embed.*"),
         Rename("enc_blocks.*", "encoder.blocks.*"),
         Rename("enc_norm.*", "encoder.norm.*"),
