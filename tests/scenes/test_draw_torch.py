@@ -9,8 +9,9 @@ import torch
 from zoo.scenes import SceneConfig, ScenePairs
 from zoo.scenes.device import NumberedScenes
 from zoo.scenes.draw_torch import draw_scenes
+from zoo.scenes.photos import SKIMAGE
 from zoo.scenes.random_torch import Draws
-from zoo.scenes.render_torch import SceneBatch, draw_batch, render
+from zoo.scenes.render_torch import SceneBatch, draw_batch, render, render_views_in_torch
 
 CONFIG = SceneConfig(image_size=32)
 
@@ -66,6 +67,18 @@ def test_same_layout_and_kind_as_numpy(drawn: SceneBatch) -> None:
         assert abs(a.mean() - b.mean()) < 5 * b.std() / 400**0.5
         assert abs(a.std() / b.std() - 1) < 0.2
     assert one.covisible.float().mean((1, 2)).min() > 0.4
+
+
+def test_torch_compiles_it_whole() -> None:
+    """One graph, of which nothing is left to Python, and the same scenes."""
+    config = SceneConfig(image_size=16, textures=SKIMAGE)
+
+    def images(index: torch.Tensor) -> torch.Tensor:
+        return render_views_in_torch(config, draw_scenes(config, 7, index))[0]
+
+    index = torch.arange(3)
+    found = torch.compile(images, dynamic=False, fullgraph=True, backend="eager")(index)
+    assert torch.equal(found, images(index))
 
 
 def test_rectified_pairs() -> None:

@@ -25,6 +25,7 @@ app.command()(weights.verify)
 app.command()(weights.mirror)
 app.command()(publish.push)
 app.command()(train.train)
+app.command()(train.recipes)
 app.command()(train.show_batch)
 
 _eval = typer.Typer(no_args_is_help=True, help="Measure what models have learned.")

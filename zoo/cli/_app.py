@@ -35,6 +35,11 @@ def main() -> None:
         app()
     except ZooError as error:
         sys.exit(_complain(str(error)))
+    except OSError as error:  # a file or folder of the user's, or a full disk
+        if error.strerror is None:
+            raise
+        place = f"{error.filename}: " if error.filename is not None else ""
+        sys.exit(_complain(f"{place}{error.strerror}. Check that it is there, and yours to use."))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _EXTRAS:

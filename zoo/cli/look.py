@@ -12,7 +12,7 @@ import typer
 
 from zoo.catalog import VARIANTS, Source, Variant
 from zoo.cli._app import print_rows, print_table
-from zoo.errors import UnknownVariantError
+from zoo.errors import CorruptWeightsError, UnknownVariantError
 from zoo.lookup import find_variant
 
 
@@ -123,7 +123,19 @@ def _describe_local(variant: Variant) -> list[str]:
     lines = []
     for path in candidates:
         if path.is_file():
-            record = weights.source_of(path)
-            source = record["source"]
-            lines.append(f"{path} (from {source['kind']} {source['location']}, {record.get('created', 'undated')})")
+            lines.append(f"{path} ({_origin(path)})")
     return lines or [f"none yet; the cache would keep it as {weights.cached_path(variant)}"]
+
+
+def _origin(path: Path) -> str:
+    """Where a weights file came from by its record, which may be anything."""
+    from zoo import weights
+
+    try:
+        record = weights.source_of(path)
+        said = [record["source"]["kind"], record["source"]["location"], record.get("created", "undated")]
+    except (CorruptWeightsError, KeyError, TypeError):
+        said = []
+    if not said or not all(isinstance(text, str) and text.isprintable() and len(text) < 500 for text in said):
+        return "its record is damaged; `zoo verify` tells what to do"
+    return "from {} {}, {}".format(*said)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli._app import print_rows
+from zoo.cli._app import print_rows, print_table
 from zoo.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _Data = Annotated[
     str | None,
     typer.Option(
-        help="Where the recipe's data is: a folder of images, folders with a pairs.txt or listing.txt (commas "
-        "between), a Hugging Face data set, or shards such as 'train-{0000..1023}.tar'."
+        help="Your data: a folder of images, folders with a pairs.txt or listing.txt (commas between), a Hugging Face "
+        "data set, or shards such as 'train-{0000..1023}.tar'. The source that reads it is chosen by what is there."
     ),
 ]
 _Settings = Annotated[
@@ -29,7 +29,10 @@ _Settings = Annotated[
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe of the zoo, or a .yaml file.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(help="A recipe (see `zoo recipes`), a .yaml file, or the folder of a run to go on with."),
+    ],
     data: _Data = None,
     init: Annotated[
         str | None, typer.Option(help="What to start from: a weights file, the folder of a run, or a variant.")
@@ -53,7 +56,7 @@ def train(
         bool, typer.Option("--dry-run", help="Take three steps and tell what the run comes to.")
     ] = False,
 ) -> None:
-    """Train a recipe, or go on with the run in --output.
+    """Train a recipe, or go on with the run in --output; `zoo train RUN` goes on with a run as it was.
 
     On several GPUs: accelerate launch -m zoo.cli train RECIPE.
 
@@ -62,7 +65,7 @@ def train(
     from zoo.train import build, engine, preview, schedule
 
     run = _load_recipe(recipe, data, settings, init)
-    folder = output or Path("runs") / run.name
+    folder = output or (Path(recipe) if Path(recipe).is_dir() else Path("runs") / run.name)
     if minutes is not None:
         if (folder / "checkpoint.safetensors").exists():
             raise RecipeError(f"The run in {folder} has its length already; leave out --minutes to go on with it.")
@@ -119,11 +122,54 @@ def _load_recipe(recipe: str, data: str | None, settings: list[str] | None, init
     from zoo.train.recipe import load_recipe
 
     overrides = _parse_settings(settings or [])
-    if data is not None:
-        overrides["data.path"] = data
     if init is not None:
         overrides["init"] = init
+    if data is not None:
+        overrides = _data_settings(load_recipe(recipe, overrides), data, overrides) | overrides
     return load_recipe(recipe, overrides)
+
+
+def _data_settings(recipe: Recipe, data: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """What --data comes to: another path, and the source that reads it, unless one was named."""
+    from zoo.train.build import objective_class
+    from zoo.train.data.choose import settings_for
+
+    named = "data.source" in overrides or "data" in overrides
+    return {"data.path": data} if named else settings_for(data, recipe.data, objective_class(recipe).sample)
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="One recipe, to be printed whole.")] = None,
+    settings: Annotated[bool, typer.Option("--settings", help="Print all settings that a recipe may have.")] = False,
+) -> None:
+    """List the recipes of the zoo.
+
+    Example: zoo recipes crocov2_large
+    """
+    from zoo.train.recipe import describe_settings, load_recipe, recipe_names, recipe_path
+
+    if settings:
+        print_table(("setting", "type", "default", "meaning"), *describe_settings())
+        return
+    if name is not None:
+        load_recipe(name)
+        print(recipe_path(name).read_text(encoding="utf-8"), end="")
+        return
+    rows = [(name, load_recipe(name)) for name in recipe_names()]
+    print_table(
+        ("recipe", "model", "objective", "data", "batch", "length"),
+        *(
+            (
+                name,
+                recipe.model,
+                recipe.objective["name"],
+                recipe.data["source"],
+                str(recipe.batch_size),
+                f"{recipe.schedule.stop or recipe.schedule.length:,g} {recipe.schedule.unit}",
+            )
+            for name, recipe in rows
+        ),
+    )
 
 
 def _parse_settings(settings: Iterable[str]) -> dict[str, Any]:
@@ -155,8 +201,8 @@ def _size(source: Any) -> str:
 
 
 def _settings_line(settings: dict[str, Any]) -> str:
-    first, *rest = settings.items()
-    return ", ".join([str(first[1]), *(f"{key} {value}" for key, value in rest)])
+    title = next(key for key in ("source", "name", *settings) if key in settings)  # recipes of runs are sorted
+    return ", ".join([str(settings[title]), *(f"{key} {value}" for key, value in settings.items() if key != title)])
 
 
 def _duration(seconds: float) -> str:

@@ -16,7 +16,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -25,7 +24,7 @@ from zoo.train.build import make_objective, make_source
 from zoo.train.data.loading import ENDLESS, StepSampler, make_loader
 from zoo.train.objectives.objective import Objective
 from zoo.train.recipe import load_recipe
-from zoo.train.run import read_log
+from zoo.train.run import read_checkpoint, read_log
 from zoo.train.schedule import make_plan
 
 # of each objective: its figure of a batch; chance; and the bar, a share to be exceeded
@@ -56,10 +55,15 @@ def load_run(run: Path) -> tuple[Any, Any, Objective]:
     recipe = load_recipe(run / "recipe.yaml")
     source = make_source(recipe)
     objective = make_objective(recipe, source)
-    tensors = safetensors.torch.load_file(checkpoint)
-    objective.load_state_dict(
-        {key.removeprefix("objective."): value for key, value in tensors.items() if key.startswith("objective.")}
-    )
+    _, tensors = read_checkpoint(checkpoint)
+    try:
+        objective.load_state_dict(
+            {key.removeprefix("objective."): value for key, value in tensors.items() if key.startswith("objective.")}
+        )
+    except RuntimeError as error:
+        raise TrainingError(
+            f"{checkpoint} doesn't fit the recipe beside it; evaluate the folder of one run."
+        ) from error
     return recipe, source, objective.eval()
 
 

@@ -187,9 +187,15 @@ def seen_points(scenes: SceneBatch, points: Tensor, config: SceneConfig) -> tupl
     return targets, inside & ((depth - points[:, 2]).abs() < 1e-3 * depth)
 
 
-@lru_cache(maxsize=64)
+# What torch.compile takes as it is must not be the cache itself, which it would look through.
+@torch.compiler.assume_constant_result
 def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Numbers as a tensor on the device, once: copying them there would make it wait."""
+    return _constant(values, device)
+
+
+@lru_cache(maxsize=64)
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, device=device)
 
 
@@ -349,29 +355,38 @@ def _texture(
 
 def _photo_colors(folder: str, image: Tensor, u: Tensor, v: Tensor, blur: Tensor) -> Tensor:
     """RGB (B, 3, P) of the user's textures: what `zoo.scenes.photos.put_images` puts where `image` (B, P) isn't -1."""
-    texels, first, sides = _photo_texels(folder, image.device)
+    texels = _photo_texels(folder, image.device)  # K, all levels' texels, 3
     level = ((blur * (IMAGE_SIDE / 8)).log2() + 0.5).clamp(0, IMAGE_LEVELS - 1).long()
-    side = sides[level]
+    side = IMAGE_SIDE >> level
+    first = 4 * (IMAGE_SIDE**2 - side * side) // 3  # texel of the level, behind all finer ones
     x, y = ((1 - (1 - (coordinate / 8) % 2).abs()) * (side - 1) for coordinate in (u, v))
     left, top = (torch.minimum(coordinate.long(), side - 2) for coordinate in (x, y))
     right, low = (x - left)[..., None], (y - top)[..., None]
-    corner = image.clamp(min=0).long() * texels.shape[1] + first[level] + top * side + left
+    corner = image.clamp(min=0).long() * texels.shape[1] + first + top * side + left
     flat = texels.flatten(0, 1)
     above = flat[corner] * (1 - right) + flat[corner + 1] * right
     below = flat[corner + side] * (1 - right) + flat[corner + side + 1] * right
     return ((above * (1 - low) + below * low) / 255).movedim(-1, 1)
 
 
+@torch.compiler.assume_constant_result
+def photo_count(folder: str) -> int:
+    """How many images the folder of textures holds."""
+    return len(texture_files(folder))
+
+
+@torch.compiler.assume_constant_result
+def _photo_texels(folder: str, device: torch.device) -> Tensor:
+    return _read_photos(folder, device)
+
+
 @lru_cache(maxsize=8)
-def _photo_texels(folder: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The folder's K images at all levels, uint8 (K, all levels' texels, 3); of each level the first texel and the
-    side, both int64 (L,)."""
+def _read_photos(folder: str, device: torch.device) -> Tensor:
+    """The folder's K images at all levels, the finest first: uint8 (K, all levels' texels, 3)."""
     images = [
         np.concatenate([level.reshape(-1, 3) for level in texture_levels(path)]) for path in texture_files(folder)
     ]
-    sides = np.array([IMAGE_SIDE >> level for level in range(IMAGE_LEVELS)])
-    first = np.cumsum(sides**2) - sides**2
-    return tuple(torch.from_numpy(x).to(device) for x in (np.stack(images), first, sides))  # type: ignore[return-value]
+    return torch.from_numpy(np.stack(images)).to(device)
 
 
 def _sin_of_turns(turns: Tensor) -> Tensor:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import dataclasses
+import inspect
 import math
 import os
+import re
 import reprlib
+import textwrap
 import types
 import typing
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from zoo.errors import RecipeError
 from zoo.train.plain_yaml import MAX_LENGTH, PlainYamlError, read_yaml
@@ -21,88 +26,108 @@ RECIPES = Path(__file__).parent / "recipes"
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up from `warmup_lr`, then a cosine to `min_lr` over `length`, cut off at `stop`; all in `unit`s.
+    """The learning rate over a run: a linear warm-up, then a cosine or steps."""
 
-    milestones: instead of the cosine, the rate is multiplied by `gamma` at each of these units. staircase: the
-    learning rate changes between units only, not within them. validate_every: so many units, and at the end; None: at
-    the end only.
-    """
-
-    unit: str  # "epochs" or "steps"
+    unit: str
+    """What the others are counted in: "epochs" or "steps"."""
     warmup: float
+    """Units of linear warm-up, from `warmup_lr` to the peak."""
     length: float
-    stop: float | None = None  # the published CroCo runs stop half-way down the cosine
+    """Units to the end of the cosine."""
+    stop: float | None = None
+    """Unit at which the run ends before that, as the published CroCo runs half-way down the cosine."""
     min_lr: float = 0.0
+    """Learning rate at the cosine's end."""
     warmup_lr: float = 0.0
+    """Learning rate at the first step."""
     milestones: tuple[float, ...] = ()
+    """Units at which the rate is multiplied by `gamma`, instead of the cosine."""
     gamma: float = 0.1
+    """Factor at each milestone."""
     staircase: bool = False
+    """Whether the rate changes between units only, not within them."""
     validate_every: float | None = None
+    """Units between two validations; there is one at the end in any case."""
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """timm's optimizer `name`; biases, other 1-D parameters and what the model names have no weight decay.
-
-    lr: for this batch size; or base_lr: for 256 samples, scaled with the batch size (MAE's rule).
-    clip_grad: largest gradient norm, None for no limit. momentum: of SGD. decay_all: weight decay on all parameters.
-    layer_decay: each layer's learning rate is this share of the next one's (fine-tuning; BEiT's rule).
-    """
+    """timm's optimizer; biases, other 1-D parameters and what the model names have no weight decay."""
 
     name: str = "adamw"
+    """Its name in timm.optim."""
     lr: float | None = None
+    """Peak learning rate at this batch size; or:"""
     base_lr: float | None = None
+    """Peak learning rate for 256 samples, scaled with the batch size (MAE's rule)."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Of Adam's kinds."""
     weight_decay: float = 0.05
+    """Decoupled for Adam's kinds."""
     clip_grad: float | None = None
+    """Largest norm of the gradient."""
     momentum: float | None = None
+    """Of SGD's kinds."""
     decay_all: bool = False
+    """Whether all parameters have weight decay."""
     layer_decay: float | None = None
+    """Each layer's learning rate is this share of the next one's (fine-tuning; BEiT's rule)."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training run. batch_size counts samples of a step over all processes.
-
-    model, model_args: what timm.create_model makes, or `create_pair_model` and its arguments. objective: its name
-    and settings. data: the source's name and settings. curriculum: settings of both that change with the step, see
-    `Curriculum`; `objective` and `data` themselves say what evaluations are to take. validation: which of these differ
-    for the images that the run is validated on; nothing: it isn't. init: what the model starts from, a weights file,
-    the folder of another run or a variant; "" for random weights, or those of model_args. precision: "fp32" or "bf16"
-    (autocast); float32_heads: what predicts is left out of it. tf32: float32 matrix products and convolutions may be
-    rounded to TF32 on a GPU. channels_last: convolutions' memory format. grad_checkpointing: blocks are computed
-    again in the backward pass, not kept: less memory, a third more arithmetic. sync_batchnorm: batch statistics over
-    all processes. accumulate: parts that each process's share of a batch is computed in, to save memory. ema: decay
-    of a moving average of the weights, which is validated too, None for none. export: which weights a finished run
-    gives, the "last" ones, the "best" in validation, or the "ema". trackers: of accelerate, besides TensorBoard, such
-    as [wandb]. source: where the settings come from.
-    """
+    """One training run."""
 
     name: str
+    """Of the run; a file's is its own."""
     model: str
+    """What timm.create_model makes, or create_pair_model."""
     objective: dict[str, Any]
+    """Its name, one of the zoo's or package.module:Class, and its settings."""
     data: dict[str, Any]
+    """The source's name, one of the zoo's or package.module:Class, and its settings; evaluations take these, too."""
     batch_size: int
+    """Samples of a step, over all processes."""
     schedule: Schedule
+    """See below."""
     optimizer: Optimizer
+    """See below."""
     model_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the model's constructor."""
     curriculum: dict[str, Any] = field(default_factory=dict)
+    """Settings of objective and data that change with the step: "data.displacement": [[0, 0.1], [1000, 0.2]]."""
     init: str = ""
+    """What the model starts from: a weights file, the folder of another run or a variant; else random weights."""
     validation: dict[str, Any] = field(default_factory=dict)
+    """Which settings of data differ for what the run is validated on; without any it isn't."""
     precision: str = "fp32"
+    """fp32 or bf16 (autocast)."""
     float32_heads: bool = False
+    """Whether what predicts is left out of bf16."""
     tf32: bool = False
+    """Whether float32 matrix products and convolutions may be rounded to TF32 on a GPU."""
     channels_last: bool = False
+    """Whether convolutions take that memory format."""
     grad_checkpointing: bool = False
+    """Whether blocks are computed again in the backward pass, not kept: less memory, a third more arithmetic."""
     sync_batchnorm: bool = False
+    """Whether batch statistics are those of all processes."""
     accumulate: int = 1
+    """Parts that each process's share of a batch is computed in, to save memory."""
     ema: float | None = None
+    """Decay of a moving average of the weights, such as 0.9999, which is validated besides them."""
     export: str = "last"
+    """Which weights a finished run gives: the "last", the "best" in validation, or the "ema"."""
     seed: int = 0
+    """Of all randomness."""
     checkpoint_steps: int = 1000
+    """Steps between two checkpoints."""
     log_steps: int = 20
+    """Steps between two rows of the log."""
     trackers: tuple[str, ...] = ()
+    """Of accelerate, besides TensorBoard, such as [wandb]."""
     source: str = ""
+    """Where the settings come from, in words."""
 
     def learning_rate(self) -> float:
         """The peak learning rate."""
@@ -125,21 +150,55 @@ _RANGES = {
 """Numbers of a recipe, and between what they make sense."""
 
 
+class Setting(NamedTuple):
+    """A setting of recipes: its name, dotted; its type and default as they are written; and what it means."""
+
+    name: str
+    type: str
+    default: str
+    meaning: str
+
+
+def describe_settings(cls: type = Recipe, prefix: str = "") -> list[Setting]:
+    """Every setting of a recipe, in the order of the classes above, of whose source they are read."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(body, ast.ClassDef)
+    found: list[Setting] = []
+    for statement, doc in pairwise(body.body):
+        if not (isinstance(statement, ast.AnnAssign) and isinstance(doc, ast.Expr)):
+            continue
+        assert isinstance(statement.target, ast.Name) and isinstance(doc.value, ast.Constant)
+        name, default = statement.target.id, statement.value
+        if name in ("schedule", "optimizer"):
+            found += describe_settings(Schedule if name == "schedule" else Optimizer, f"{name}.")
+            continue
+        written = "" if default is None else ast.unparse(default).replace("field(default_factory=dict)", "{}")
+        found.append(Setting(prefix + name, ast.unparse(statement.annotation), written, str(doc.value.value)))
+    return found
+
+
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the zoo."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
+def recipe_path(name_or_path: str | Path) -> Path:
+    """The file of a recipe: the zoo's of that name, one's own, or a run's; it need not be there."""
+    path = Path(name_or_path)
+    if path.is_dir() and (path / "recipe.yaml").is_file():
+        return path / "recipe.yaml"
+    return path if path.suffix in (".yaml", ".yml") else RECIPES / f"{name_or_path}.yaml"
+
+
 def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
-    """Read a recipe by its name in the zoo or by its file; `overrides` replace settings, nested by dots.
+    """Read a recipe by its name in the zoo, by its file or by the folder of a run; `overrides` replace settings, nested
+    by dots.
 
     >>> load_recipe("croco_nano", {"batch_size": 32, "schedule.length": 100})
 
     Raises RecipeError (a ValueError) that names the setting.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = RECIPES / f"{name_or_path}.yaml"
+    path = recipe_path(name_or_path)
     if not os.path.isfile(path):  # unlike Path's it asks no more of a folder than there is to see
         raise RecipeError(
             f"There is no recipe '{name_or_path}'; give a .yaml file or one of {', '.join(recipe_names())}."
@@ -153,8 +212,7 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
         raise RecipeError(f"{path} can't be read ({error.strerror}); check its permissions.") from error
     if not isinstance(settings, dict):
         raise RecipeError(f"{path} holds no settings; a recipe is a YAML mapping, see zoo/train/recipes.")
-    for key, value in (overrides or {}).items():
-        _set(settings, key, copy.deepcopy(value))  # a nested one may be changed by the next
+    _override(settings, overrides or {})
     settings.setdefault("name", path.stem)
     return parse_recipe(settings, str(path))
 
@@ -165,6 +223,17 @@ def parse_recipe(settings: dict[str, Any], where: str) -> Recipe:
     where: what errors name. Raises RecipeError (a ValueError).
     """
     return _parse(Recipe, settings, where)
+
+
+def _override(settings: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Replace settings. Another source has other settings: those of the one that was there, and of what it was
+    validated on, go with it."""
+    data, whole = settings.get("data"), overrides.get("data")
+    new = overrides.get("data.source", whole.get("source") if isinstance(whole, dict) else None)
+    if new is not None and isinstance(data, dict) and new != data.get("source"):
+        settings["data"], settings["validation"] = {"source": new}, {}
+    for key, value in overrides.items():
+        _set(settings, key, copy.deepcopy(value))  # a nested one may be changed by the next
 
 
 def _set(settings: dict[str, Any], dotted: str, value: Any) -> None:
@@ -196,6 +265,10 @@ def _parse(cls: Any, settings: dict[str, Any], where: str) -> Any:
         if values.get("precision", "fp32") not in ("fp32", "bf16"):
             raise RecipeError(f"{where} has precision '{values['precision']}'; choose fp32 or bf16.")
         _check_export(values, where)
+        if not re.fullmatch(r"[^/\\\x00-\x1f\x7f]{1,100}", values["name"]) or values["name"] in (".", ".."):
+            raise RecipeError(
+                f"{where} has the name {reprlib.repr(values['name'])}, which no folder can have; change it."
+            )
         for key, (low, high) in _RANGES.items():
             if not low <= values.get(key, low) <= high:
                 wish = f"it must be at least {low}" if values[key] < low else f"the most is {high:,}"

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -84,7 +84,7 @@ def download(url: str, path: Path, *, expected_sha256: str | None = None, progre
     or when the file isn't the expected one; StorageError when the file can't be written.
     """
     check_reachable(url)
-    part = path.with_name(path.name + ".part")
+    part = _part_of(path)
     with _saving(url, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _transfer_with_retries(url, part, progress)
@@ -108,7 +108,7 @@ def download_from_drive(file_id: str, path: Path, *, expected_sha256: str | None
             f"{link} {by_hand}."
         ) from error
     check_reachable(link)
-    part = path.with_name(path.name + ".part")
+    part = _part_of(path)
     received, stalled, over = 0, threading.Event(), threading.Event()
 
     def show(size: int, total: int | None) -> None:  # gdown calls it for every 512 kB
@@ -210,6 +210,15 @@ def _saving(url: str, path: Path) -> Iterator[None]:
             f"{url} can't be saved to {path} ({error.strerror or error}). Free some space or set ZOO_CACHE to another "
             "folder."
         ) from error
+
+
+def _part_of(path: Path) -> Path:
+    """Where a download grows; a link or pipe under that name is removed: what arrives would go elsewhere."""
+    part = path.with_name(path.name + ".part")
+    if os.path.lexists(part) and (part.is_symlink() or not part.is_file()):
+        with suppress(OSError):
+            part.unlink()
+    return part
 
 
 def _accept(url: str, part: Path, path: Path, expected_sha256: str | None, progress: bool) -> str:

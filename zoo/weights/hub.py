@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import constants, errors, get_session, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants, errors, get_session, get_token, hf_hub_download, try_to_load_from_cache
 
 from zoo.errors import CorruptWeightsError, DownloadError, StorageError, WeightsUnavailableError, ZooError
 from zoo.weights import files
@@ -20,6 +21,7 @@ HUB_FILENAME = "model.safetensors"  # timm's name for it
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 _SHA256 = re.compile("[0-9a-f]{64}")
+_TOKEN = re.compile(r"\bhf_\w{4,}|(?<=[Bb]earer )[\w.~+/=-]{6,}")
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
@@ -128,10 +130,20 @@ def check_arrived(blob: Path, repo: str, digest: str) -> None:
 
 
 def explain(error: Exception, repo: str) -> str:
-    """What huggingface_hub's error means for the user, and what to do: one clause without a full stop."""
+    """What huggingface_hub's error means for the user, and what to do: one clause without a full stop.
+
+    A server's message may hold whatever was sent to it; tokens are taken out.
+    """
+    clause = _explain(error, repo)
+    for secret in filter(None, (os.environ.get("HF_TOKEN"), get_token())):
+        clause = clause.replace(secret, "(your token)")
+    return _TOKEN.sub("(a token)", clause)
+
+
+def _explain(error: Exception, repo: str) -> str:
     page = f"{constants.ENDPOINT}/{repo}"
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        return explain(error.__cause__, repo)
+        return _explain(error.__cause__, repo)
     if isinstance(error, errors.GatedRepoError):
         if error.response.status_code == 401:
             return f"it is gated: ask for access at {page}, and {_LOG_IN}"

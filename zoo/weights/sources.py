@@ -49,9 +49,12 @@ _Convert = Callable[[Checkpoint], dict[str, Tensor]]
 def cache_dir() -> Path:
     """The cache folder: ZOO_CACHE, or pretext-zoo in XDG_CACHE_HOME or ~/.cache."""
     own = os.environ.get("ZOO_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pretext-zoo"
+    try:
+        if own:
+            return Path(own).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pretext-zoo"
+    except RuntimeError as error:  # no HOME, and a user whom the system doesn't know
+        raise StorageError("There is no home folder to keep the cache in. Set ZOO_CACHE to a folder.") from error
 
 
 def cached_path(variant: Variant) -> Path:

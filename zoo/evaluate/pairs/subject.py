@@ -19,6 +19,7 @@ from zoo.scenes import SceneConfig
 from zoo.train.build import make_model
 from zoo.train.data.sources import make_source
 from zoo.train.recipe import Recipe, load_recipe
+from zoo.weights import files
 
 
 class Subject(NamedTuple):
@@ -77,11 +78,15 @@ def _load_run(folder: Path, form: str) -> Subject:
         path, prefix = folder / "checkpoint.safetensors", "objective.model."
     if not path.exists():
         raise TrainingError(f"{folder} has neither weights nor a checkpoint yet; wait for its first checkpoint.")
+    files.header_digest(path)  # says what is wrong with a damaged file
     data = path.read_bytes()  # once, since a running training replaces the file
-    about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-    step = json.loads(about["run"])["step"] if prefix else int(about["steps"])
-    tensors = safetensors.torch.load(data)
-    model.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    try:
+        about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        step = json.loads(about["run"])["step"] if prefix else int(about["steps"])
+        tensors = safetensors.torch.load(data)
+        model.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    except (RuntimeError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise TrainingError(f"{path} doesn't fit the recipe beside it; evaluate the folder of one run.") from error
     return Subject(recipe.model, model.eval(), recipe, path, hashlib.sha256(data).hexdigest(), step)
 
 

@@ -13,6 +13,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from zoo.errors import DataError
 from zoo.photos import read_image
+from zoo.train.data.lists import read_lines
 
 _logger = logging.getLogger("zoo")
 
@@ -91,12 +92,7 @@ def _list_images(root: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 def _only(listing: list[tuple[str, np.ndarray]], path: Path) -> list[tuple[str, np.ndarray]]:
     """The images of a listing that a file names, each with or without its folder. Raises DataError (a ValueError)."""
-    try:
-        wanted = {os.fsencode(line.strip()) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"The list of images {path} can't be read ({error}); give a text file, a name a line."
-        ) from error
+    wanted = {os.fsencode(line) for _, line in read_lines(path)}
     kept, found = [], 0
     for folder, names in listing:
         place = os.fsencode(folder)

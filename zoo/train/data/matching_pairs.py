@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from zoo.errors import DataError
 from zoo.photos import read_image
+from zoo.train.data.lists import read_lines, split_fields
 from zoo.train.data.maps import read_truth
 from zoo.train.data.matching import TRUTHS
 from zoo.train.data.matching_sets import SETS, Entry, list_pairs
@@ -99,17 +99,10 @@ def read_list(path: str | Path, columns: Sequence[int] = (3,)) -> list[Entry]:
     """The pairs of a list file: lines "image1 image2 truth" or CSV, with or without a line of titles, `columns` of
     them; relative paths start at the list's folder. Raises DataError (a ValueError)."""
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise DataError(f"There is no list of pairs {path}; write one pair a line, 'image1 image2 truth'.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"The list of pairs {path} can't be read ({error}); write one as text.") from error
-    rows = [
-        (number, [field.strip() for field in (next(csv.reader([line])) if "," in line else line.split())])
-        for number, line in enumerate(text.splitlines(), start=1)
-        if line.strip() and not line.lstrip().startswith("#")
-    ]
+    if not path.is_file():
+        raise DataError(f"There is no list of pairs {path}; write one pair a line, 'image1 image2 truth'.")
+    lines = read_lines(path)
+    rows = [(number, split_fields(line, columns)) for number, line in lines if not line.startswith("#")]
     if rows and not any("." in field for field in rows[0][1]):
         del rows[0]  # titles: names without an ending
     for number, fields in rows:

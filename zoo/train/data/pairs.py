@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,30 +10,33 @@ import numpy as np
 
 from zoo.errors import DataError
 from zoo.photos import read_image
+from zoo.train.data.lists import read_lines, split_fields
 
 
 class _PairList:
     """One list file; its lines stay bytes in an array, since millions of Paths would fill each process's memory."""
 
     def __init__(self, path: Path) -> None:
-        lines = [line.strip() for line in path.read_bytes().splitlines()]
+        lines = read_lines(path)
         self.path = path
-        self.lines = np.array([line for line in lines if line])
-        if not len(self.lines):
+        if not lines:
             raise DataError(f"The list of pairs {path} is empty; write one pair a line.")
         if path.name != "listing.txt":
-            for number, line in enumerate(self.lines, start=1):
-                if len(line.split()) != 2:
+            for number, line in lines:
+                if len(fields := split_fields(line, (2,))) != 2:
                     raise DataError(
-                        f"Entry {number} of {path} names {len(line.split())} images; write two a line, 'img1 img2'."
+                        f"Line {number} of {path} names {len(fields)} images; write two a line, 'img1 img2', and names "
+                        "with spaces in double quotes."
                     )
+        self.lines = np.array([os.fsencode(line) for _, line in lines])
 
     def __len__(self) -> int:
         return len(self.lines)
 
     def __getitem__(self, index: int) -> tuple[Path, Path]:
-        line, folder = self.lines[index].decode(), self.path.parent
-        first, second = (f"{line}_1.jpg", f"{line}_2.jpg") if self.path.name == "listing.txt" else line.split()
+        line, folder = os.fsdecode(self.lines[index]), self.path.parent
+        listing = self.path.name == "listing.txt"
+        first, second = (f"{line}_1.jpg", f"{line}_2.jpg") if listing else split_fields(line, (2,))
         return folder / first, folder / second
 
 

@@ -96,7 +96,7 @@ def _scenes(sample: str) -> Callable[[dict[str, Any], int], Any]:
     are; by default they never end."""
 
     def make(settings: dict[str, Any], seed: int) -> Any:
-        settings.pop("path", None)
+        _refuse_path(settings, "Scenes")
         task = settings.pop("task", sample)
         if task != sample:
             raise RecipeError(f"The objective takes scenes as {sample}, not as {task}; leave out data.task.")
@@ -122,8 +122,17 @@ def _scenes(sample: str) -> Callable[[dict[str, Any], int], Any]:
     return make
 
 
+def _refuse_path(settings: dict[str, Any], what: str) -> None:
+    """Raise RecipeError if what makes its samples is told to read some."""
+    if settings.pop("path", None) is not None:
+        raise RecipeError(
+            f"{what} are made, not read, so data.path has no use; name the source that reads it as data.source, or "
+            "leave it out."
+        )
+
+
 def _pattern_images(settings: dict[str, Any], seed: int) -> PatternImages:
-    settings.pop("path", None)
+    _refuse_path(settings, "Patterns")
     length, size = settings.pop("samples", ENDLESS), settings.pop("image_size", 64)
     if settings:
         raise RecipeError(f"Patterns have no settings {', '.join(settings)}; known are samples, image_size.")

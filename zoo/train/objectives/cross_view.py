@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
 
 from zoo.errors import DataError, RecipeError
 from zoo.layers.masking import num_hidden, random_order
@@ -23,6 +27,11 @@ from zoo.train.objectives.objective import Objective, as_pixels
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_logger = logging.getLogger("zoo")
+
+PUBLISHED_SIDE, PUBLISHED_CROP = 256, 224
+"""Of the images of habitat_release, and of the crops that CroCo is trained on (CroCo, section 4)."""
+
 _STREAM = 1  # of random numbers, apart from those that scenes are drawn with
 
 
@@ -30,12 +39,16 @@ _STREAM = 1  # of random numbers, apart from those that scenes are drawn with
 class PairTransform:
     """One pair of photos -> what the objective's forward takes; runs in the data workers.
 
-    crop: side of the random crops, drawn for each image on its own. color_jitter: strength of brightness,
-    contrast and saturation jitter (0.4: factors 0.6..1.4), likewise; it is drawn here and done in `forward`.
+    size: height and width that the model takes. Images of another size are resized, so that the shorter side is
+    `resize` pixels, and cropped at random, each for itself; those of this size only if `crop` says so. color_jitter:
+    strength of brightness, contrast and saturation jitter (0.4: factors 0.6..1.4), each image's own; it is drawn here
+    and done in `forward`.
     """
 
     num_patches: int
-    crop: int | None
+    size: tuple[int, int]
+    resize: int
+    crop: bool
     color_jitter: float
 
     def __call__(self, sample: dict[str, Any], seed: int) -> dict[str, Tensor]:
@@ -62,23 +75,40 @@ class PairTransform:
 
     def _crop(self, array: np.ndarray, generator: torch.Generator) -> Tensor:
         image = torch.from_numpy(np.array(array)).permute(2, 0, 1)  # a copy: PIL's arrays are read-only
-        if self.crop is not None:
-            height, width = image.shape[-2:]
-            if min(height, width) < self.crop:
-                raise DataError(
-                    f"A training image of {height}x{width} pixels is smaller than the crop of {self.crop}; "
-                    "leave it out or resize it."
-                )
-            top = int(torch.randint(height - self.crop + 1, (), generator=generator))
-            left = int(torch.randint(width - self.crop + 1, (), generator=generator))
-            image = image[:, top : top + self.crop, left : left + self.crop]
-        return image.contiguous()
+        if tuple(image.shape[-2:]) == self.size and not self.crop:
+            return image.contiguous()
+        if min(image.shape[-2:]) != self.resize:
+            image = TF.resize(image, [self.resize], InterpolationMode.BICUBIC, antialias=True)
+        (high, wide), (height, width) = image.shape[-2:], self.size
+        if high < height or wide < width:
+            raise DataError(
+                f"A training image of {high}x{wide} pixels is smaller than the crop of {height}x{width}; leave it "
+                "out, or set objective.resize."
+            )
+        if high >= 2 * height or wide >= 2 * width:
+            _warn_of_strangers(high, wide, height, width)
+        top = int(torch.randint(high - height + 1, (), generator=generator))
+        left = int(torch.randint(wide - width + 1, (), generator=generator))
+        return image[:, top : top + height, left : left + width].contiguous()
+
+
+@cache  # once for each size
+def _warn_of_strangers(*sizes: int) -> None:
+    _logger.warning(
+        "Crops of %dx%d from images of %dx%d pixels, each drawn for itself, may have nothing in common; set "
+        "objective.resize lower.",
+        *sizes[2:],
+        *sizes[:2],
+    )
 
 
 class CrossViewCompletion(Objective):
     """Mean squared error of the hidden patches of image 1 (CroCo, section 3.2; v2 the same).
 
-    target: what is predicted of a patch, one of `zoo.layers.patchify.TARGETS`, by default what the model was made for;
+    crop: side of random crops of both images, the size that the model was made for; without it images of that size are
+    taken as they are. resize: length that the shorter side of images gets before they are cropped; by default 256 for
+    224, as in the published data, whose crops of a pair always overlap. target: what is predicted of a patch, one of
+    `zoo.layers.patchify.TARGETS`, by default what the model was made for;
     a run should end with that. mask_ratio and target may change in a curriculum.
     """
 
@@ -90,6 +120,7 @@ class CrossViewCompletion(Objective):
         source: Sized,
         mask_ratio: float = 0.9,
         crop: int | None = None,
+        resize: int | None = None,
         color_jitter: float = 0.0,
         target: str | None = None,
     ) -> None:
@@ -109,7 +140,10 @@ class CrossViewCompletion(Objective):
             raise RecipeError("Scenes rendered on the device are not cropped; leave out objective.crop or data.render.")
         self.num_patches = model.encoder.patch_embed.num_patches
         self.configure(mask_ratio=mask_ratio, target=target)
-        self.transform = PairTransform(self.num_patches, crop, color_jitter)
+        shorter = max(min(size), round(min(size) * PUBLISHED_SIDE / PUBLISHED_CROP)) if resize is None else resize
+        if shorter < min(size):
+            raise RecipeError(f"Images resized to {shorter} hold no crop of {min(size)}; set objective.resize higher.")
+        self.transform = PairTransform(self.num_patches, tuple(size), shorter, crop is not None, color_jitter)
 
     def configure(self, **settings: Any) -> None:
         for name, value in settings.items():

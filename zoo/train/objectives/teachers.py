@@ -82,6 +82,9 @@ class OpenClipTeacher(Teacher):
                 "Teachers from open_clip need the package open_clip_torch; get it with "
                 "pip install 'pretext-zoo[teachers]'."
             ) from error
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if pretrained and pretrained not in tags:  # open_clip would take it for a file, and unpickle that
+            raise RecipeError(f"open_clip has no weights '{pretrained}' of {name}; choose one of {', '.join(tags)}.")
         config = open_clip.get_model_config(name)
         patch_size = (config or {}).get("vision_cfg", {}).get("patch_size")
         if not patch_size:

@@ -1,0 +1,68 @@
+"""Which source reads what lies at a path, so that `--data` is all that has to be said."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import RecipeError
+from zoo.train.extensions import is_extension
+
+_MADE = ("scenes", "patterns")
+"""Sources that make their samples and read none."""
+
+
+_WANTED = {
+    "image": "a folder of images, a data set of the Hugging Face Hub or a folder of one, or .tar shards",
+    "pair": "a folder with pairs.txt or listing.txt, or such a list",
+    "stereo": "the folder of the data sets, or a list of lines 'left right disparity'",
+    "flow": "the folder of the data sets, or a list of lines 'img1 img2 flow'",
+}
+
+
+def settings_for(path: str, data: dict[str, Any], sample: str) -> dict[str, Any]:
+    """Overrides with which a recipe reads `path`: by its own source, or by another one, if that is what lies there.
+
+    data: the recipe's own. sample: what its objective takes. Raises RecipeError (a ValueError).
+    """
+    source = str(data.get("source"))
+    found = source_at(path, sample)
+    if source in _MADE and found is None:
+        raise RecipeError(
+            f"{path} is nothing that {sample}s can be read from; give {_WANTED.get(sample, 'a folder')}, or name what "
+            "reads it with --set data.source=..."
+        )
+    if found in (None, source) or is_extension(source):
+        return {"data.path": path}  # the recipe's own source says what is missing
+    overrides: dict[str, Any] = {"data.source": found, "data.path": path}
+    if found == "images" and (Path(path) / "val").is_dir():
+        overrides["validation"] = {"split": "val"}
+    return overrides
+
+
+def source_at(path: str, sample: str) -> str | None:
+    """The name of the source of `sample`s that reads what is at a path; None if nothing does."""
+    if sample == "pair":
+        return "pairs" if _has_pairs(Path(path.split(",")[0].strip())) else None
+    if sample in ("stereo", "flow"):
+        return "matching" if Path(path).exists() else None
+    return _images_at(path) if sample == "image" else None
+
+
+def _has_pairs(place: Path) -> bool:
+    lists = ("pairs.txt", "listing.txt", "*/pairs.txt", "*/listing.txt")
+    return place.is_file() or any(True for pattern in lists for _ in place.glob(pattern))
+
+
+def _images_at(path: str) -> str | None:
+    if ".tar" in path and not os.path.isdir(path):
+        return "webdataset"
+    if not os.path.isdir(path):
+        owner, _, name = path.partition("/")
+        return "datasets" if owner and name and "/" not in name and not os.path.exists(path) else None
+    names = os.listdir(path)
+    if any(name.endswith(".tar") for name in names):
+        return "webdataset"
+    saved = ("dataset_dict.json", "state.json", ".parquet")
+    return "datasets" if any(name.endswith(saved) for name in names) else "images"
