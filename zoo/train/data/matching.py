@@ -17,11 +17,14 @@ from PIL import Image
 from torch import Tensor
 
 from zoo.errors import DataError
+from zoo.scenes.random_torch import Draws
+from zoo.scenes.render_torch import constant
 
 TRUTHS = {"stereo": "disparity", "flow": "flow"}
 """By task the key of a sample's truth: disparity (H, W), flow (H, W, 2), float32 in pixels, unknown = inf."""
 
 _CONTRAST, _GAMMA, _BRIGHTNESS, _HUE, _SATURATION = range(5)
+_STREAM = 2  # of random numbers, apart from those that scenes are drawn with
 _STEPS = 5  # color changes of an image at most
 _MARGIN = 8  # pixels that a scaled image keeps beyond the crop (RAFT's rule)
 _SPARSE = 0.7  # share of known pixels below which flow is scattered, not interpolated
@@ -74,6 +77,16 @@ class MatchingTransform:
             if self.task == "stereo":
                 row["tilt"] = draw_tilt(rng)
         return row
+
+
+    def on_device(self, numbers: Tensor) -> dict[str, Tensor]:
+        """The colors and tilts of scenes by their numbers (B,), drawn where those lie."""
+        if not self.colors:
+            return {}
+        draws = Draws(_STREAM, numbers)
+        if self.task == "flow":
+            return dict(colors=_draw_flow_colors(draws))
+        return dict(colors=_draw_stereo_colors(draws), tilt=_draw_tilts(draws))
 
 
 def whole_pair(sample: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -220,6 +233,39 @@ def draw_flow_colors(rng: np.random.Generator) -> Tensor:
     return torch.stack([_color_steps(kinds, every, factors, factors)[0] for kinds, factors in (first, second)])
 
 
+def _draw_stereo_colors(draws: Draws) -> Tensor:
+    """`draw_stereo_colors` for each of a batch, on its device: (B, 2, 5, 2)."""
+    kinds = draws.unit(5).argsort(dim=1)
+    done = draws.unit(5) < 0.5
+    only = (draws.unit(1) < 0.5) & (torch.arange(5, device=kinds.device) > 0)  # one kind: the others are left out
+    left, right = (_draw_factors(colors, draws) for colors in (STEREO_COLORS, RIGHT_COLORS))
+    factors = torch.stack((left, torch.where(draws.unit(1) < 0.5, right, left)), dim=1)  # B, 2, 5
+    kinds = kinds[:, None].expand(-1, 2, -1)
+    steps = torch.where((done & ~only)[:, None], kinds, -1)
+    return torch.stack((steps.float(), factors.gather(2, kinds)), dim=3)
+
+
+def _draw_flow_colors(draws: Draws) -> Tensor:
+    """`draw_flow_colors` for each of a batch, on its device: (B, 2, 5, 2)."""
+    kinds = torch.stack([draws.unit(5).argsort(dim=1) for _ in range(2)], dim=1)  # B, 2, 5
+    factors = torch.stack([_draw_factors(FLOW_COLORS, draws) for _ in range(2)], dim=1)
+    steps = torch.stack((torch.where(kinds == _GAMMA, -1, kinds).float(), factors.gather(2, kinds)), dim=3)
+    own = (draws.unit(1) < 0.2)[:, None, None]
+    return torch.where(own, steps, steps[:, :1])
+
+
+def _draw_factors(colors: Colors, draws: Draws) -> Tensor:
+    """(B, 5), in the order of the kinds."""
+    low, high = (constant(tuple(limits[i] for limits in colors), draws.key.device) for i in (0, 1))
+    return low + (high - low) * draws.unit(5)
+
+
+def _draw_tilts(draws: Draws) -> Tensor:
+    """`draw_tilt` for each of a batch, on its device: (B, 4)."""
+    angle = draws.uniform(-math.radians(0.1), math.radians(0.1), 1)
+    return torch.cat((angle, draws.unit(2), draws.uniform(-2, 2, 1)), dim=1) * (draws.unit(1) < 0.5)
+
+
 def _factors(colors: Colors, rng: np.random.Generator) -> np.ndarray:
     return np.array([rng.uniform(*limits) for limits in colors])
 
@@ -272,7 +318,7 @@ def turn_hue(x: Tensor, turns: Tensor) -> Tensor:
         (green - blue) / span.clamp(min=1e-6),
         torch.where(high == green, 2 + (blue - red) / span.clamp(min=1e-6), 4 + (red - green) / span.clamp(min=1e-6)),
     )
-    places = torch.tensor([5.0, 3.0, 1.0], device=x.device).view(3, 1, 1)
+    places = constant((5.0, 3.0, 1.0), x.device).view(3, 1, 1)
     k = (places + (sixth[:, None] + 6 * turns)) % 6
     return high[:, None] - span[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 

@@ -93,6 +93,7 @@ class _Matching(Objective):
 
     def views(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Images 1 and 2 as the network sees them, before normalization: (B, 3, H, W), 0 to 255."""
+        batch = self.drawn(batch)
         img1, img2 = batch["image1"], batch["image2"]
         if "tilt" in batch:
             img2 = tilt(img2, batch["tilt"])
