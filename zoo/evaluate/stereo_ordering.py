@@ -103,6 +103,7 @@ def compare(plan: Plan, seeds: list[int], runs: Path, jobs: int, workers: int, c
             command=command,
             plan=asdict(plan),
             seeds=seeds,
+            pretraining={start: _pretraining(runs, start, seeds[0]) for start, recipe in STARTS.items() if recipe},
             minutes=_minutes(runs, pretrainings) | {"fine-tuning": _mean_minutes([*chain(*folders.values())])},
             machine=machine(),
             torch=torch.__version__,
@@ -190,6 +191,12 @@ def _tuning(plan: Plan, start: str, seed: int, runs: Path) -> Recipe:
         "validation": {},
     }
     return load_recipe(RECIPE, changes)
+
+
+def _pretraining(runs: Path, start: str, seed: int) -> dict[str, Any]:
+    """How long a start was trained, as its run says: it may have been there before."""
+    recipe = load_recipe(_pretrained_folder(runs, start, seed) / "recipe.yaml")
+    return dict(recipe=recipe.name, steps=recipe.schedule.length, samples=recipe.batch_size)
 
 
 def _mean_minutes(folders: list[Path]) -> float:
@@ -303,7 +310,12 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 def section(result: dict[str, Any], picture: str) -> str:
     """The result as the first section of the page on the papers' ordering."""
     about, plan = result["about"], result["about"]["plan"]
-    minutes = ", ".join(f"{name} {taken:.1f} minutes" for name, taken in about["minutes"].items())
+    minutes = ", ".join(f"{name} {taken:.1f}" for name, taken in about["minutes"].items())
+    pretraining = ", ".join(
+        f"{start} {of['steps']:.0f} steps of {of['samples']} {'pairs' if start == 'CroCo' else 'single views'} by "
+        f"`{of['recipe']}`"
+        for start, of in about["pretraining"].items()
+    )
     scales = ", ".join(f"{start} {best_scale(figures)}" for start, figures in result["figures"].items())
     lines = ["| | " + " | ".join(("scenes: average error", "> 1 px (%)", "> 2 px", "> 3 px")) + " | "]
     lines[0] += " | ".join(("photo: average error", "> 1 px (%)", "> 2 px", "> 3 px")) + " |"
@@ -335,9 +347,8 @@ repeated it does.
 {about["command"]}
 ```
 
-{plan["pretraining_steps"]} steps of each pretraining on scenes of one kind (CroCo 32 pairs, MAE 80 single views: as
-much arithmetic), {plan["steps"]} steps of each fine-tuning; {minutes} a run, several at a time, on
-{about["machine"]}, {about["date"]}.
+Pretraining: {pretraining}. {plan["steps"]} steps of each fine-tuning. Minutes a run, several at a time, on
+{about["machine"]}, {about["date"]}: {minutes}.
 """
 
 

@@ -78,7 +78,6 @@ class MatchingTransform:
                 row["tilt"] = draw_tilt(rng)
         return row
 
-
     def on_device(self, numbers: Tensor) -> dict[str, Tensor]:
         """The colors and tilts of scenes by their numbers (B,), drawn where those lie."""
         if not self.colors:
