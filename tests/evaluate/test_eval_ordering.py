@@ -87,7 +87,12 @@ def test_flow() -> None:
 
     scenes = render(CONFIG, draw_batch(CONFIG, 0, range(4)))
     error = tool.end_point_error(tool.FlowModel(Told()), scenes)
-    torch.testing.assert_close(error, scenes.flow.norm(dim=1))
+    seen_by_both = scenes.covisible
+    torch.testing.assert_close(error[seen_by_both], scenes.flow.norm(dim=1)[seen_by_both])
+    hidden = scenes._replace(flow=torch.where(seen_by_both[:, None], scenes.flow, torch.inf))
+    told = tool.FlowModel(Told())
+    tool.end_point_error(told, hidden)[seen_by_both].mean().backward()
+    assert told.head.bias.grad.isfinite().all(), "unknown flow is infinite"
 
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         seen.clear()
@@ -136,6 +141,15 @@ def test_missing_extra_is_named(zoo: Run, tmp_path: Path, monkeypatch: pytest.Mo
     assert (code, out) == (2, "") and "pip install 'pretext-zoo[eval]'" in err
 
 
+def test_recipes_are_scaled_to_the_steps() -> None:
+    rich, whole = tool.recipe_of("CroCo", 5, 600, "bf16", "nano_rich"), load_recipe("croco_nano_rich")
+    (start, low), (end, high) = rich.curriculum["data.displacement"]
+    assert (start, end / 600) == (0, whole.curriculum["data.displacement"][1][0] / whole.schedule.length)
+    assert (low, high) == ([0.02, 0.06], whole.data["displacement"])
+    assert (rich.seed, rich.schedule.warmup, rich.batch_size) == (5, 60, whole.batch_size)
+    assert tool.recipe_of("MAE", 0, 600, "fp32").model == "croco_nano_patch8_64_mae"
+
+
 def test_whole_comparison(zoo: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = dict(embed_dim=48, depth=1, decoder_dim=32, decoder_depth=1, decoder_num_heads=1)
     recipe_of, create = tool.recipe_of, timm.create_model
@@ -153,6 +167,7 @@ def test_whole_comparison(zoo: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     command += ["--runs", runs, "--workers", 0, "-o", output]
     code, _, err = zoo(*command)
     assert code == 0, err
+    assert zoo(*command, "--only", 0)[1].split() == [str(runs)] and len(measured) == 3, "it has been measured"
     result = json.loads(output.with_suffix(".json").read_text("utf-8"))
     assert list(result["figures"]) == ["CroCo", "MAE", "untrained"]
     assert all(set(figures) == set(tool.TASKS) for some in result["figures"].values() for figures in some)

@@ -131,6 +131,13 @@ def eval_pretext(
     print_table(*((name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in result.items()))
 
 
+class OrderingKind(str, enum.Enum):
+    """What an ordering is trained by: the recipes croco_ and mae_ of this kind."""
+
+    nano = "nano"
+    nano_rich = "nano_rich"
+
+
 def eval_ordering(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The page to write; .json and .png are written beside it.")
@@ -141,6 +148,12 @@ def eval_ordering(
     flow_steps: Annotated[int, typer.Option(min=1, help="Of fine-tuning for flow.")] = 300,
     precision: Annotated[Precision, typer.Option(help="Of all training.")] = Precision.bf16,
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare training data.")] = 2,
+    kind: Annotated[OrderingKind, typer.Option(help="Of the recipes: nano for a CPU, nano_rich for a GPU.")] = (
+        OrderingKind.nano
+    ),
+    only: Annotated[
+        int | None, typer.Option(min=0, help="Train and measure this seed, and write no page: for several at once.")
+    ] = None,
 ) -> None:
     """Compare CroCo, a masked autoencoder and an untrained network.
 
@@ -155,9 +168,13 @@ def eval_ordering(
     from zoo.weights.files import atomic_writer, write_json
 
     options = f"--steps {steps} --seeds {seeds} --flow-steps {flow_steps} --precision {precision.value}"
-    command = f"zoo eval ordering {options} --runs {runs} --output {output}"
+    command = f"zoo eval ordering {options} --runs {runs} --kind {kind.value} --output {output}"
     sizes = ordering.Sizes(flow_steps=flow_steps)
-    result = ordering.compare(steps, list(range(seeds)), runs, sizes, precision.value, workers, command)
+    which = list(range(seeds)) if only is None else [only]
+    result = ordering.compare(steps, which, runs, sizes, precision.value, workers, command, kind.value)
+    if only is not None:
+        print(runs)
+        return
     ordering.print_table(result)
     write_json(output.with_suffix(".json"), result)
     picture = save_figure(ordering.draw(result), output.with_suffix(".png"))

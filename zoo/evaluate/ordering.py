@@ -45,7 +45,8 @@ from zoo.evaluate.pairs import BATCH, HELD_OUT_SEED, match_hits, scene_pairs
 from zoo.layers.patchify import patchify, unpatchify
 from zoo.models.croco import PairModel
 from zoo.scenes import Scene, SceneConfig, sample_scene
-from zoo.scenes.render_torch import draw_batch, render, render_views, stack_scenes
+from zoo.scenes.draw_torch import draw_scenes
+from zoo.scenes.render_torch import constant, draw_batch, render, render_views, stack_scenes
 from zoo.train import engine
 from zoo.train.data.sources import make_source
 from zoo.train.recipe import Recipe, load_recipe
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAIR = "croco_nano_patch8_64_dec128d4"
-RECIPES = dict(CroCo="croco_nano", MAE="mae_nano")
+RECIPES = dict(CroCo="croco_{}", MAE="mae_{}")  # of a kind: nano, for a CPU, or nano_rich, for a GPU
 UNTRAINED = "untrained"
 TASKS = {  # title, and whether more is better
     "matching": ("matching: patches matched", True),
@@ -84,7 +85,7 @@ class Sizes:
 
 def to_input(images: Tensor, model: Any) -> Tensor:
     """uint8 images (B, 3, H, W) -> the model's input."""
-    mean, std = (torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    mean, std = (constant(tuple(model.pretrained_cfg[key]), images.device).view(3, 1, 1) for key in ("mean", "std"))
     return (images / 255 - mean) / std
 
 
@@ -150,9 +151,10 @@ def flow(pair: PairModel, config: SceneConfig, sizes: Sizes, precision: str) -> 
     """The end-point error on co-visible pixels after fine-tuning all of `pair`, and that of no and of the mean flow.
 
     Steps, scenes, learning rates and their order are the same for whatever model. precision: of the training's
-    forward pass, "fp32" or "bf16" (autocast).
+    forward pass, "fp32" or "bf16" (autocast). It is done on a GPU if there is one, which then draws its own scenes.
     """
-    model = FlowModel(pair)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = FlowModel(pair).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     total, warmup = sizes.flow_steps, max(1, sizes.flow_steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -160,9 +162,15 @@ def flow(pair: PairModel, config: SceneConfig, sizes: Sizes, precision: str) -> 
     )
     model.train()
     for step in range(total):
-        first = step * sizes.flow_batch
-        scenes = render(config, draw_batch(config, TRAIN_SEED, range(first, first + sizes.flow_batch)))
-        error = end_point_error(model, scenes, precision)[scenes.covisible].mean()
+        places = range(step * sizes.flow_batch, (step + 1) * sizes.flow_batch)
+        drawn = (
+            draw_batch(config, TRAIN_SEED, places)
+            if device.type == "cpu"
+            else draw_scenes(config, TRAIN_SEED, torch.arange(places.start, places.stop, device=device))
+        )
+        scenes = render(config, drawn)
+        errors = end_point_error(model, scenes, precision)
+        error = (errors * scenes.covisible).sum() / scenes.covisible.sum()
         optimizer.zero_grad()
         error.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -171,6 +179,7 @@ def flow(pair: PairModel, config: SceneConfig, sizes: Sizes, precision: str) -> 
 
     model.eval()
     held_out = render(config, draw_batch(config, HELD_OUT_SEED, range(sizes.flow_pairs)))
+    held_out = type(held_out)(*(part.to(device) for part in held_out))
     truth = held_out.flow.movedim(1, -1)[held_out.covisible]
     with torch.inference_mode():
         parts = [type(held_out)(*part) for part in zip(*(x.split(BATCH) for x in held_out))]
@@ -244,15 +253,23 @@ def shape(encoder: Any, config: SceneConfig, sizes: Sizes) -> tuple[float, dict[
 # --- The models ---------------------------------------------------------------------------------------------
 
 
-def recipe_of(name: str, seed: int, steps: int, precision: str) -> Recipe:
+def recipe_of(name: str, seed: int, steps: int, precision: str, kind: str = "nano") -> Recipe:
+    """The recipe for a run of `steps`, to which its warm-up and curriculum are scaled."""
+    recipe = load_recipe(RECIPES[name].format(kind))
+    share = steps / recipe.schedule.length
+    curriculum = {
+        setting: [[round(step * share), value] for step, value in points]
+        for setting, points in recipe.curriculum.items()
+    }
     changes = {
+        "curriculum": curriculum,
         "seed": seed,
         "schedule.length": steps,
         "schedule.warmup": steps // 10,
         "precision": precision,
         "checkpoint_steps": 1000,  # few, so a short run writes one; Ctrl-C writes one, too
     }
-    return load_recipe(RECIPES[name], changes)
+    return load_recipe(RECIPES[name].format(kind), changes)
 
 
 def load_pair(name: str, seed: int, run: Path | None) -> PairModel:
@@ -328,7 +345,8 @@ This page is written by its command, and says what came out:
 {about["command"]}
 ```
 
-{about["steps"]} steps of each pretraining ({hours}, {about["machine"]}, {about["date"]}). {seeds_say} The forward
+{about["steps"]} steps of each pretraining, CroCo's of {about["pairs_a_step"]} pairs
+({hours}, {about["machine"]}, {about["date"]}). {seeds_say} The forward
 passes of all training, fine-tuning included, were in {precision}; everything is measured in float32.
 
 {chr(10).join(rows)}
@@ -382,25 +400,32 @@ def print_table(result: dict[str, Any]) -> None:
 
 
 def compare(
-    steps: int, seeds: list[int], runs: Path, sizes: Sizes, precision: str, workers: int, command: str
+    steps: int,
+    seeds: list[int],
+    runs: Path,
+    sizes: Sizes,
+    precision: str,
+    workers: int,
+    command: str,
+    kind: str = "nano",
 ) -> dict[str, Any]:
     """Train what isn't trained yet, and measure what isn't measured yet: both are kept in `runs`.
 
-    precision: of all training, "fp32" or "bf16". command: what the page shall say that made it.
+    precision: of all training, "fp32" or "bf16". command: what the page shall say that made it. kind: of `RECIPES`.
 
     Raises TrainingError (a RuntimeError), also when it was stopped: the next call goes on.
     """
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in (*RECIPES, UNTRAINED)}
     minutes: dict[str, list[float]] = {name: [] for name in RECIPES}
     trivial: dict[str, Any] = {}
-    config = make_source(recipe_of("CroCo", 0, steps, precision).data, HELD_OUT_SEED, "pair").config
+    config = make_source(recipe_of("CroCo", 0, steps, precision, kind).data, HELD_OUT_SEED, "pair").config
     for seed in seeds:
         for name in figures:
             folder = runs / f"{name.lower()}_{seed}"
             run = None
             if name in RECIPES:
                 run = folder
-                engine.train(recipe_of(name, seed, steps, precision), run, workers=workers)
+                engine.train(recipe_of(name, seed, steps, precision, kind), run, workers=workers)
                 minutes[name].append(read_log(run)[-1]["seconds"] / 60)
             kept = folder / f"tasks_{steps}.json"
             settings = dict(sizes=asdict(sizes), precision=precision)
@@ -418,7 +443,10 @@ def compare(
         sizes=asdict(sizes),
         scene_config=asdict(config),
         training_minutes={name: statistics.fmean(taken) for name, taken in minutes.items()},
-        machine=f"{torch.get_num_threads()} thread(s) of a {platform.machine()} CPU",
+        machine=torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{torch.get_num_threads()} thread(s) of a {platform.machine()} CPU",
+        pairs_a_step=recipe_of("CroCo", 0, steps, precision, kind).batch_size,
         torch=torch.__version__,
         date=datetime.now(timezone.utc).date().isoformat(),
     )
