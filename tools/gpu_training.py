@@ -282,6 +282,7 @@ def plan(lab: Lab, runs: Path, results: Path, changes: dict[str, Any]) -> list[J
 LATE = 0.05  # of the stage's time
 STEREO = "croco_nano_stereo"
 BESIDE = 3 / 12  # of the speed among three processes is left among all of stereo's, and two others
+UNMEASURED = 20.0  # steps a second, if the trial fails
 MEASURING = 45.0  # seconds behind the trainings
 
 
@@ -298,17 +299,16 @@ def stereo(lab: Lab, runs: Path, results: Path, first: float) -> list[Job]:
             for seed in range(3):
                 (runs / "3d").mkdir(exist_ok=True)
                 (runs / "3d" / f"{recipe}_{seed}").symlink_to(runs / f"{recipe}_rich")
-        rate = json.loads(speed.read_text("utf-8")) * BESIDE
+        rate = BESIDE * (json.loads(speed.read_text("utf-8")) if speed.exists() else UNMEASURED)
         steps = max(50, int(rate * (seconds - START - MEASURING)))
         pretraining = read_log(runs / CROCO)[-1]["step"]
         where = ["--output", str(results / "ordering.md"), "--runs", str(runs / "3d")]
         sizes = ["--pretraining-steps", str(pretraining), "--steps", str(steps), "--seeds", "3", "--jobs", "9"]
         return ["eval", "stereo-ordering", *where, *sizes, "--render", "device"]
 
-    needed = (CROCO, MAE, "stereo_trial")
     return [
         Job("stereo_trial", trial, first + 0.02, begin=first - 0.1),
-        Job("stereo", compare, 0.98, needed, shown=20),
+        Job("stereo", compare, 0.98, (CROCO, MAE), shown=20),
     ]
 
 

@@ -15,14 +15,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import requests
-import urllib3
 from tqdm import tqdm
 
 from zoo.errors import CorruptWeightsError, DownloadError, StorageError, WeightsUnavailableError, ZooError
 from zoo.weights.files import read_json, sha256, write_json
+
+if TYPE_CHECKING:  # imported where they are used: whoever has the weights already needs neither
+    import requests
+    import urllib3
 
 # Seconds.
 PROBE_TIMEOUT = 2.0
@@ -96,6 +99,8 @@ def download_from_drive(file_id: str, path: Path, *, expected_sha256: str | None
 
     Raises WeightsUnavailableError without gdown, and what `download` raises.
     """
+    import requests
+
     link = f"https://drive.google.com/file/d/{file_id}"
     by_hand = "in a browser, save the file and convert it with `zoo convert`"
     try:
@@ -155,6 +160,8 @@ def check_reachable(url: str) -> None:
 
     Raises DownloadError after PROBE_TIMEOUT at the latest, even if name resolution hangs.
     """
+    import requests
+
     if requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url)):
         return
     parts = urlsplit(url)
@@ -279,6 +286,9 @@ def delay(failures: int, after: float) -> float:
 
 def _transfer(url: str, part: Path, progress: bool) -> None:
     """One request: the file, or the rest of it, appended to `part`. Raises _Retry for what may pass."""
+    import requests
+    import urllib3
+
     offset, validator = _resume_point(url, part)
     headers = {"Accept-Encoding": "identity"}  # sizes are those of the file
     if offset:
@@ -381,6 +391,9 @@ def _state_path(part: Path) -> Path:
 
 
 def _reason(error: requests.RequestException | urllib3.exceptions.HTTPError) -> str:
+    import requests
+    import urllib3
+
     if isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError)):
         return "the server stopped answering"
     if isinstance(error, (requests.exceptions.SSLError, urllib3.exceptions.SSLError)):
