@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def test_folder_where_a_record_should_be(zoo: Run, tmp_path: Path, monkeypatch: 
     assert code == 2 and "can't be read" in out and "Traceback" not in error
 
 
-def test_no_home(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_home(zoo: Run, monkeypatch: pytest.MonkeyPatch, reads: Callable[[object], None]) -> None:
     """HOME unset, for a user whom the system doesn't know, as in containers."""
     for name in ("HOME", "ZOO_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
@@ -57,7 +58,8 @@ def test_no_home(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pwd, "getpwuid", users.__getitem__)
     timm.create_model("croco_nano_patch8_64", pretrained=True)  # in the package
     code, _, error = zoo("info", "croco_base_patch16_224.habitat")
-    assert code == 2 and error == "There is no home folder to keep the cache in. Set ZOO_CACHE to a folder.\n"
+    assert code == 2
+    reads(error.strip())
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
