@@ -16,7 +16,7 @@ import make_cards  # noqa: E402
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what lies outside of docs/ under its path in the repository, so that relative links hold."""
-    for path in sorted([*ROOT.glob("model_cards/**/*"), *ROOT.glob("zoo/train/recipes/*.yaml")]):
+    for path in sorted([*ROOT.glob("model_cards/**/*"), *ROOT.glob("zoo/train/recipes/*/*.yaml")]):
         if path.is_file():
             name = path.relative_to(ROOT).as_posix()
             files.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls))

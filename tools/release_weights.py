@@ -30,7 +30,7 @@ from zoo import publish, weights
 from zoo.catalog import VARIANTS, Variant
 from zoo.errors import CorruptWeightsError, PublishError, ZooError
 from zoo.models import ZooModel, fetch
-from zoo.train.recipe import RECIPES
+from zoo.train.recipe import recipe_path
 from zoo.weights import files, sources
 from zoo.weights.hub import HUB_FILENAME
 
@@ -63,7 +63,7 @@ def export(variant: Variant, repo: str, folder: Path) -> None:
     publish.write_weights(model, folder, variant.license.lower(), variant)
     loaded: Any = publish.check_loads_back(folder, model)
     if variant.recipe:
-        shutil.copyfile(RECIPES / f"{variant.recipe}.yaml", folder / publish.RECIPE)
+        shutil.copyfile(recipe_path(variant.recipe), folder / publish.RECIPE)
     for picture in (CARDS / variant.architecture).glob("*.png"):
         shutil.copyfile(picture, folder / picture.name)
     publish.draw_example(loaded, variant, folder)

@@ -9,7 +9,7 @@ from tools.cards.markdown import numbers, table
 from tools.cards.records import kind_of_samples, measured, whole_of
 from tools.cards.wording import ABOUT, CHANNELS, FAMILIES, LICENSES
 from zoo.catalog import Variant
-from zoo.train.recipe import Recipe, load_recipe
+from zoo.train.recipe import RECIPES, Recipe, load_recipe, recipe_path
 
 
 def front_matter(variant: Variant) -> str:
@@ -140,7 +140,7 @@ def training(variant: Variant) -> str:
     lines = [f"## Training\n\n{variant.training}".rstrip()]
     if variant.recipe:
         recipe = load_recipe(variant.recipe)
-        link = f"[{recipe.name}](../zoo/train/recipes/{recipe.name}.yaml)"
+        link = f"[{recipe.name}](../zoo/train/recipes/{recipe_path(recipe.name).relative_to(RECIPES).as_posix()})"
         if not variant.sources:
             lines.append(
                 f"Nobody has trained it yet. A run would start from the recipe {link} with `model` set to "

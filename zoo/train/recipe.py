@@ -1,4 +1,4 @@
-"""A recipe says everything that decides a training run: YAML files in zoo/train/recipes, or the user's own."""
+"""A recipe says all that decides a training run: YAML files, a folder a family in zoo/train/recipes, or one's own."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def describe_settings(cls: type = Recipe, prefix: str = "") -> list[Setting]:
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the zoo."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    return sorted(path.stem for path in RECIPES.rglob("*.yaml"))
 
 
 def recipe_path(name_or_path: str | Path) -> Path:
@@ -187,7 +187,10 @@ def recipe_path(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.is_dir() and (path / "recipe.yaml").is_file():
         return path / "recipe.yaml"
-    return path if path.suffix in (".yaml", ".yml") else RECIPES / f"{name_or_path}.yaml"
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    ours = (file for file in RECIPES.rglob("*.yaml") if file.stem == str(name_or_path))
+    return next(ours, RECIPES / f"{name_or_path}.yaml")
 
 
 def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
