@@ -49,10 +49,10 @@ class DrawnScenes:
         rest = {key: value for key, value in batch.items() if key not in self.keys}
         return self._render({key: batch[key] for key in self.keys}) | rest
 
-    def compile(self) -> None:
+    def compile(self, **options: Any) -> None:
         """Let torch fuse the arithmetic of a batch: a slow start, then less traffic of memory. Not for CPUs, where
-        numpy renders."""
-        self._render = torch.compile(self._images_and_truths, dynamic=False)
+        numpy renders. options: of torch.compile."""
+        self._render = torch.compile(self._images_and_truths, dynamic=False, **options)
 
     def _images_and_truths(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         scenes = self.drawn(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -24,9 +25,9 @@ class Draws:
     def unit(self, *shape: int) -> Tensor:
         """(B, *shape), uniform in 0 <= x < 1, float32."""
         count = math.prod(shape)
-        counter = torch.arange(self.used + 1, self.used + count + 1, device=self.key.device)
+        steps = _steps(self.used + 1, self.used + count + 1, self.key.device)
         self.used += count
-        bits = (_mix(self.key[:, None] + counter * _GOLDEN) >> 40) & 0xFFFFFF
+        bits = (_mix(self.key[:, None] + steps) >> 40) & 0xFFFFFF
         return (bits.float() * 2.0**-24).unflatten(1, shape) if shape else bits[:, 0].float() * 2.0**-24
 
     def uniform(self, low: Tensor | float, high: Tensor | float, *shape: int) -> Tensor:
@@ -36,6 +37,18 @@ class Draws:
     def normal(self, *shape: int) -> Tensor:
         """(B, *shape), normally distributed."""
         return math.sqrt(2) * torch.erfinv((2 * self.unit(*shape) - 1).clamp(min=2.0**-24 - 1))
+
+
+# A table, since a compiler that knew it as a range might compute with smaller numbers than these products are.
+@torch.compiler.assume_constant_result
+def _steps(start: int, stop: int, device: torch.device) -> Tensor:
+    """Multiples of the golden ratio: int64 (stop - start,)."""
+    return _step_table(start, stop, device)
+
+
+@lru_cache(maxsize=256)
+def _step_table(start: int, stop: int, device: torch.device) -> Tensor:
+    return torch.arange(start, stop, device=device) * _GOLDEN
 
 
 def mixed(seed: int, index: Tensor) -> Tensor:
