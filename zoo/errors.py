@@ -33,6 +33,10 @@ class ArgumentsError(ZooError, ValueError):
     """Model arguments out of a file that name other files, or a model that can't be."""
 
 
+class UnsuitableModelError(ArgumentsError, TypeError):
+    """A model of a kind that can't do what is asked of it."""
+
+
 class CorruptWeightsError(ZooError, OSError):
     """A weights file that is damaged, incomplete or not what its record says."""
 

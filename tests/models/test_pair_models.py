@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -10,6 +12,8 @@ import torch
 from timm.models import save_for_hf
 
 import zoo
+from zoo.errors import ImageError, UnsuitableModelError, ZooError
+from zoo.models.pointmaps import PointmapModel
 
 VITS = {
     "vit_tiny_patch16_224": dict(img_size=64),  # class token
@@ -81,7 +85,7 @@ def test_zoo_encoder_and_modules() -> None:
     assert zoo.create_pair_model(vit, "cross64d1").encoder.vit is vit
     with pytest.raises(ValueError, match="cross512d8"):
         zoo.create_pair_model("vit_tiny_patch16_224", "big")
-    with pytest.raises(TypeError, match="ResNet"):
+    with pytest.raises(TypeError, match="resnet18 can.t be the encoder"):
         zoo.create_pair_model("resnet18")
 
 
@@ -103,3 +107,115 @@ def test_timm_folders(name: str, tmp_path: Path) -> None:
     images = torch.randn(2 if "_dec" in name else 1, 1, 3, 48, 80)
     with torch.no_grad():
         torch.testing.assert_close(back(*images), model(*images))
+
+
+@pytest.mark.parametrize(
+    "name", ["eva02_tiny_patch14_224", "vit_small_patch16_dinov3", "vit_small_patch16_rope_mixed_224"]
+)
+def test_eva(name: str) -> None:
+    """Each patch keeps its own rotation where others are hidden."""
+    torch.manual_seed(0)
+    pair = zoo.create_pair_model(name, "cross64d1", depth=2, img_size=70 if "14" in name else 64).eval()
+    p, vit = pair.patch_size, pair.encoder.vit
+    img1, img2 = torch.randn(2, 2, 3, 3 * p, 4 * p)
+    with torch.no_grad():
+        features = vit.forward_features(img1)[:, vit.num_prefix_tokens :]
+        torch.testing.assert_close(pair.encoder.forward_tokens(img1)[0], features)
+        order = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0]])
+        visible = pair.encoder.forward_tokens(img1, order)[0]
+        torch.testing.assert_close(visible, features.take_along_dim(order[..., None], 1), rtol=1e-4, atol=1e-4)
+        assert pair.complete(img1, img2, mask_ratio=0.5).image.shape == img1.shape
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "beit_base_patch16_224", "samvit_base_patch16", "vit_tiny_r_s16_p8_224", "hivit_nano_patch16_64"],
+)
+def test_unsuitable_encoders_are_refused_in_a_sentence(name: str) -> None:
+    with pytest.raises(UnsuitableModelError, match="choose one of timm's VisionTransformer"):
+        zoo.create_pair_model(name, "cross64d1", **(dict(depth=1) if "beit" in name else {}))
+    with pytest.raises(ZooError, match="no model called 'vit_nothing'"):
+        zoo.create_pair_model("vit_nothing")
+    with pytest.raises(ZooError, match="cross512d8"):
+        zoo.create_pair_model("vit_tiny_patch16_224", "wide")
+
+
+def test_pairs_are_checked() -> None:
+    """Images of different batches, sizes that no patch fills, no images: a sentence, never other images' results."""
+    pair: Any = timm.create_model("croco_nano_patch8_64_dec128d4", depth=1, decoder_depth=1).eval()
+    dense: Any = timm.create_model("croco_nano_patch8_dec128d4_stereo", depth=1, decoder_depth=4).eval()
+    tiny: dict[str, Any] = dict(embed_dim=64, num_heads=2, decoder_dim=64, decoder_num_heads=2)
+    maps = PointmapModel(img_size=64, depth=1, decoder_depth=1, **tiny)
+    four, two = torch.randn(4, 3, 64, 64), torch.randn(2, 3, 64, 64)
+    mask = torch.zeros(4, 64, dtype=torch.bool)
+    mask[:, ::2] = True
+    calls = [
+        lambda: pair(four, two),
+        lambda: pair(four, two, symmetric=True),
+        lambda: pair.forward_intermediates(four, two),
+        lambda: pair.forward_intermediates(four, two, [0]),
+        lambda: pair.predict(four, two, mask, 32),
+        lambda: pair.completion_loss(four, two, mask, 32),
+        lambda: pair.complete(four, two),
+        lambda: dense(four, two),
+        lambda: dense.forward_tiled(four, two),
+        lambda: pair(four, four[:, :1]),
+        lambda: pair.predict(two, two, mask, 32),
+        lambda: maps(four, two),
+    ]
+    for call in calls:
+        with pytest.raises(ImageError):
+            call()
+    for shape, message in (((1, 3, 60, 64), "multiples of 8"), ((0, 3, 64, 64), "at least one")):
+        with pytest.raises(ImageError, match=message):
+            pair.complete(torch.zeros(shape), torch.zeros(shape))
+        mae: Any = timm.create_model("croco_nano_patch8_64_mae", depth=1, decoder_depth=1)
+        with pytest.raises(ImageError, match=message):
+            mae.complete(torch.zeros(shape))
+
+
+def test_classes_are_not_ignored() -> None:
+    for name in ("croco_nano_patch8_64_dec128d4", "hivit_nano_patch16_64_mae", "pirl_nano_48_lin64"):
+        with pytest.raises(ZooError, match="num_classes=10 means nothing"):
+            timm.create_model(name, num_classes=10)
+        timm.create_model(name, num_classes=0)
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[None]:
+    """A group of one process."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("croco_nano_patch8_64_dec128d4", dict(depth=1, decoder_depth=1)),
+        ("croco_nano_patch8_64", dict(depth=1)),
+        ("itpn_nano_patch16_64", dict(depths=(1, 1, 1))),
+        ("hivit_nano_patch16_64", dict(depths=(1, 1, 1), rel_pos=True)),
+        ("convmae_nano_patch16_64", dict(depths=(1, 1, 1))),
+        ("croco_nano_patch8_dec128d4_stereo", dict(depth=1, decoder_depth=4)),
+        ("pirl_nano_48_lin64", {}),
+    ],
+)
+def test_distributed_forward(name: str, args: dict[str, Any], alone: None) -> None:
+    """A second step of a plain forward, which DistributedDataParallel refuses if a parameter had no gradient."""
+    model = timm.create_model(name, **args)
+    two = "_dec" in name
+    images = torch.randn(2, 3, 64, 64)
+    wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    for _ in range(2):
+        wrapped(*([images] * (2 if two else 1))).float().square().mean().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    model.zero_grad(set_to_none=True)
+    model(*([images] * (2 if two else 1))).float().square().mean().backward()
+    idle = {key for key, parameter in model.named_parameters() if parameter.grad is None}
+    assert all(key.startswith(("decoder.mask_token", "head", "pyramid", "dense.fusion.3")) for key in idle)
+
+
+def test_without_completion() -> None:
+    pair = zoo.create_pair_model("vit_tiny_patch16_224", "cross64d1", depth=1, img_size=64, completes=False)
+    assert pair.head is None and pair.decoder.mask_token is None

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.precision import without_autocast
+from zoo.layers.unused import with_unused
 
 
 class ResidualUnit(nn.Module):
@@ -35,7 +36,7 @@ class FusionBlock(nn.Module):
 
     def forward(self, level: Tensor, path: Tensor | None = None) -> Tensor:
         if path is None:
-            x = level
+            x = with_unused(level, self.unit1.parameters())
         else:
             # an odd grid makes the doubled path one row or column larger than the level it meets
             x = path[..., : level.shape[-2], : level.shape[-1]] + self.unit1(level)

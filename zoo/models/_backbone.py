@@ -36,15 +36,15 @@ def image_grid(height: int, width: int, patch: int, img_size: Grid, dynamic: boo
 
     Raises ImageError for a size that the model can't take.
     """
-    if not dynamic and (height != img_size[0] or width != img_size[1]):
-        raise ImageError(
-            f"Images of {height}x{width} pixels came to a model made for {img_size[0]}x{img_size[1]}; "
-            f"create it with img_size=({height}, {width}) or with dynamic_img_size=True, or call set_input_size."
-        )
     if height % patch != 0 or width % patch != 0 or height < patch or width < patch:
         raise ImageError(
             f"Patches of {patch} pixels don't fill images of {height}x{width}; choose sides that are multiples of "
             f"{patch}."
+        )
+    if not dynamic and (height != img_size[0] or width != img_size[1]):
+        raise ImageError(
+            f"Images of {height}x{width} pixels came to a model made for {img_size[0]}x{img_size[1]}; "
+            f"create it with img_size=({height}, {width}) or with dynamic_img_size=True, or call set_input_size."
         )
     return height // patch, width // patch
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from zoo import weights
 from zoo.catalog import VARIANTS, Variant
-from zoo.errors import CheckpointMismatchError, WeightsUnavailableError
+from zoo.errors import ArgumentsError, CheckpointMismatchError, WeightsUnavailableError
 from zoo.layers.positions import GridTable
 from zoo.lookup import find_variant
 from zoo.models.ancestry import Ancestor, ancestor_of, published_variant, strictest
@@ -290,6 +290,11 @@ def _create(
 ) -> nn.Module:
     if variant.form != "encoder" and kwargs.pop("features_only", False):
         raise ValueError(model_cls.features_only_advice.format(variant.architecture))
+    if variant.form != "encoder" and kwargs.get("num_classes"):
+        raise ArgumentsError(
+            f"{variant.architecture} has no classifier, so num_classes={kwargs['num_classes']} means nothing; create "
+            "the encoder's architecture with it (`zoo list --form encoder`)."
+        )
     overlay = dict(pretrained_cfg_overlay or {})
     if (place := _published_place(pretrained_cfg)) is not None:
         pretrained_cfg = _check_published(variant.architecture, pretrained_cfg, kwargs, place)

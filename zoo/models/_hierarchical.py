@@ -15,6 +15,7 @@ from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from zoo.layers.positions import Grid, GridTable
+from zoo.layers.unused import with_unused
 from zoo.models._backbone import (
     GlobalPool,
     ImageEncoder,
@@ -77,6 +78,7 @@ class HierarchicalBackbone(ImageEncoder):
     ) -> None:
         super().__init__()
         self.patch_size = PATCH
+        self.pyramid: nn.Module | None = None  # that `forward` does without
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.global_pool = check_pool(global_pool)
@@ -119,9 +121,11 @@ class HierarchicalBackbone(ImageEncoder):
         raise NotImplementedError
 
     def forward_features(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves out what stands under this alone
+        if not torch.jit.is_scripting():
             if isinstance(x, torch.fx.Proxy):
                 return self._forward_traced(x)
+            if self.pyramid is not None:
+                return self.norm(with_unused(self.forward_tokens(x), self.pyramid.parameters()))
         return self.norm(self.forward_tokens(x))
 
     def _forward_traced(self, x: Tensor) -> Tensor:

@@ -34,11 +34,31 @@ class Completion(NamedTuple):
     loss: Tensor
 
 
-def check_mask(mask: Tensor, grid: Grid) -> None:
-    """Raises ImageError for a mask (B, N) of another grid."""
+def check_mask(mask: Tensor, grid: Grid, batch: int) -> None:
+    """Raises ImageError for a mask (B, N) of another grid or for another number of images."""
     if mask.shape[1] != grid[0] * grid[1]:
         raise ImageError(
             f"The mask has {mask.shape[1]} patches, but image 1 has {grid[0]} x {grid[1]}; make it for this size."
+        )
+    if len(mask) != batch:
+        raise ImageError(f"There are masks for {len(mask)} images, but {batch} images; give one for each.")
+
+
+def check_pair(img1: Tensor, img2: Tensor) -> None:
+    """Raises ImageError for two batches (B, C, H, W) that are no pairs; their heights and widths may differ."""
+    if img1.ndim != 4 or img2.ndim != 4 or img1.shape[:2] != img2.shape[:2]:
+        raise ImageError(
+            f"Images of shapes {list(img1.shape)} and {list(img2.shape)} are no pairs; give as many second images as "
+            "first ones, of as many channels, each batch as (batch, channels, height, width)."
+        )
+
+
+def check_images(images: Tensor) -> None:
+    """Raises ImageError for what is no batch (B, C, H, W) of at least one image."""
+    if images.ndim != 4 or not len(images):
+        raise ImageError(
+            f"There is nothing to complete in images of shape {list(images.shape)}; give a batch as (batch, channels, "
+            "height, width), of at least one."
         )
 
 
@@ -74,6 +94,7 @@ class PatchPredictor(ZooModel):
         generator: torch.Generator | None,
     ) -> Completion:
         """predict: from a mask and its count of hidden patches to the prediction and the patches' numbers."""
+        check_images(image)
         grid = self._grid(image)
         if mask is None:
             mask = random_mask(len(image), grid[0] * grid[1], mask_ratio, generator)
@@ -206,7 +227,7 @@ class MaskedAutoencoder(PatchPredictor):
         is (B, N, patch * patch * C). Pixels are normalized by patch if `norm_target`.
         """
         grid = self._grid(image)
-        check_mask(mask, grid)
+        check_mask(mask, grid, len(image))
         visible, index = split_mask(mask, hidden)
         tokens = self.embed_visible(image, visible)
         return self.decoder(tokens, visible, grid, None if all_patches else index), index

@@ -19,7 +19,7 @@ from zoo.layers.positions import Grid
 from zoo.layers.relative import RelativeBias
 from zoo.models._build import ZooModel, init_linear, register_family
 from zoo.models._hierarchical import FRESH_NORM, STAGES, level_info
-from zoo.models._masked import MaskedAutoencoder, PixelDecoder, check_mask
+from zoo.models._masked import MaskedAutoencoder, PixelDecoder, check_images, check_mask
 from zoo.models.hivit import (
     FRESH_BIAS,
     Block,
@@ -396,7 +396,7 @@ class ITPNEma(ITPNPixel):
     def losses(self, image: Tensor, mask: Tensor, hidden: int) -> tuple[Tensor, Tensor]:
         """The two parts of `completion_loss`, of pixels and of features, without the latter's weight."""
         grid = self._grid(image)
-        check_mask(mask, grid)
+        check_mask(mask, grid, len(image))
         visible, index = split_mask(mask, hidden)
         tokens = self.decoder.forward_tokens(self.embed_visible(image, visible), visible, grid, index)
         pixels = self._target_loss(image, self.decoder.head(tokens), index)
@@ -519,7 +519,7 @@ class ITPNClip(ZooModel):
         Returns the teacher's tokens (B, N, teacher_dim) as the main and the auxiliary branch predict them.
         """
         encoder, grid = self.encoder, self.encoder.grid_of(image)
-        check_mask(mask, grid)
+        check_mask(mask, grid, len(image))
         high, mid, x = encoder.forward_stem(image)
         x = torch.where(mask.unsqueeze(2), self.mask_token.to(x.dtype), x)
         x, aux = encoder.forward_main(x, grid, take=self.aux_start)
@@ -551,6 +551,7 @@ class ITPNClip(ZooModel):
         targets: see `token_loss`. mask: (B, N) bool, True = hidden; else drawn block-wise, with the CPU `generator`,
         as in pretraining: up to 75 of 196 patches.
         """
+        check_images(image)
         if mask is None:
             grid = self.encoder.grid_of(image)
             hidden = round(75 / 196 * grid[0] * grid[1])

@@ -27,7 +27,7 @@ from zoo.layers.dpt import DPTHead
 from zoo.layers.precision import without_autocast
 from zoo.layers.rope import rope_table
 from zoo.models._build import ZooModel, init_linear, register_family
-from zoo.models._masked import Grid
+from zoo.models._masked import Grid, check_pair
 from zoo.models._photos import PhotoFit, fit_photo
 from zoo.models._reference_settings import check_settings, reference_settings_of
 from zoo.models.croco import CrocoEncoder, CrossBlock
@@ -286,6 +286,7 @@ class PointmapModel(ZooModel):
 
     def encode(self, img1: Tensor, img2: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) -> the encoder's normed tokens of each; images of equal size go as one batch."""
+        check_pair(img1, img2)
         if img1.shape == img2.shape:
             x1, x2 = self.encoder.forward_features(torch.cat((img1, img2))).unflatten(0, (2, -1)).unbind()
             return x1, x2

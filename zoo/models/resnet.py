@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 
+from zoo.layers.unused import with_unused
 from zoo.models._build import ZooModel, register_family
 from zoo.weights import Drop, Fresh, KeyRules, Rename
 
@@ -147,7 +148,8 @@ class PirlModel(PretextModel):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) -> embeddings (B, dim), not normalized."""
-        return self.heads.image(self.encoder(images))
+        others = *self.heads.patch.parameters(), *self.heads.merge.parameters()
+        return self.heads.image(with_unused(self.encoder(images), others))
 
     def embed_view(self, patches: Tensor) -> Tensor:
         """The transformed view's patches (B, patches, C, h, w), in their shuffled order -> embeddings (B, dim)."""

@@ -1,4 +1,4 @@
-"""A two-image model on any timm VisionTransformer."""
+"""A two-image model on timm's plain transformers."""
 
 from __future__ import annotations
 
@@ -8,21 +8,32 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import PatchEmbed
 from timm.models import VisionTransformer, checkpoint
+from timm.models.eva import Eva
 from torch import Tensor, nn
 
+from zoo.errors import ArgumentsError, UnknownVariantError, UnsuitableModelError
 from zoo.layers.masking import take_tokens
+from zoo.models._backbone import image_grid
+from zoo.models._masked import Grid
 from zoo.models.croco.blocks import PosEmbed
+from zoo.models.croco.encoder import CrocoEncoder
 from zoo.models.croco.pair import PairModel
+
+_SERVED = (
+    "choose one of timm's VisionTransformer (ViT, DeiT, MAE, DINO, CLIP, SigLIP...), of timm's Eva (EVA, DINOv3), "
+    "or one of CroCo's encoders."
+)
 
 
 class TimmEncoder(nn.Module):
-    """A timm VisionTransformer as the encoder of a PairModel.
+    """A timm VisionTransformer or Eva as the encoder of a PairModel.
 
     Class and register tokens take part in its blocks and are left out of what the decoder sees.
     """
 
-    def __init__(self, vit: VisionTransformer) -> None:
+    def __init__(self, vit: Any) -> None:
         super().__init__()
         vit.reset_classifier(0, "")  # what only a classifier uses would be left without gradients
         vit.fc_norm = nn.Identity()
@@ -30,7 +41,7 @@ class TimmEncoder(nn.Module):
         self.pretrained_cfg = vit.pretrained_cfg
         self.embed_dim = vit.embed_dim
         self.patch_size = vit.patch_embed.patch_size[0]
-        self.in_chans = vit.in_chans
+        self.in_chans = vit.patch_embed.proj.in_channels
 
     @property
     def patch_embed(self) -> nn.Module:
@@ -40,19 +51,34 @@ class TimmEncoder(nn.Module):
     def blocks(self) -> nn.Module:
         return self.vit.blocks
 
+    def grid_of(self, x: Tensor) -> Grid:
+        """Rows and columns of the patches of images (B, C, H, W). Raises ImageError for a size it can't take."""
+        embed = self.vit.patch_embed
+        return image_grid(x.shape[2], x.shape[3], self.patch_size, embed.img_size, self.vit.dynamic_img_size)
+
     def forward_tokens(
         self, x: Tensor, visible: Tensor | None = None, indices: tuple[int, ...] = ()
     ) -> tuple[Tensor, list[Tensor]]:
         """See `Backbone.forward_tokens`; patches are dropped after the position embedding."""
         vit = self.vit
         prefix = vit.num_prefix_tokens
+        self.grid_of(x)
         x = vit._pos_embed(vit.patch_embed(x))
+        ropes: list[Any] = [None] * len(vit.blocks)
+        if isinstance(x, tuple):  # Eva's, with the rotation of each patch, for all blocks or for each
+            x, rope = x
+            if rope is not None:
+                mixed = getattr(vit, "rope_mixed", False)  # depth, heads, N, d; else N, d
+                if visible is not None:
+                    rope = rope[:, :, visible].transpose(1, 2) if mixed else rope[visible].unsqueeze(1)
+                ropes = list(rope) if mixed else [rope] * len(vit.blocks)
         if visible is not None:
             x = torch.cat((x[:, :prefix], take_tokens(x[:, prefix:], visible)), dim=1)
         x = vit.norm_pre(x)
         taken = []
-        for i, block in enumerate(vit.blocks):
-            x = checkpoint(block, x) if vit.grad_checkpointing and self.training else block(x)
+        for i, (block, rope) in enumerate(zip(vit.blocks, ropes)):
+            args = () if rope is None else (rope,)
+            x = checkpoint(block, x, *args) if vit.grad_checkpointing and self.training else block(x, *args)
             if i in indices:
                 taken.append(x[:, prefix:])
         x = vit.norm(x)[:, prefix:]
@@ -76,22 +102,31 @@ def create_pair_model(
     pos_embed: PosEmbed = "rope",
     norm_memory: bool = True,
     decoder_num_heads: int | None = None,
+    completes: bool = True,
     **encoder_args: Any,
 ) -> PairModel:
-    """A two-image model on any timm VisionTransformer (DINOv2, MAE, CLIP...) or zoo encoder.
+    """A two-image model on a plain transformer: timm's VisionTransformer (ViT, DeiT, MAE, DINO, CLIP, SigLIP...),
+    timm's Eva (EVA, DINOv3) or CroCo's encoder.
+
+    Others are refused: those with stages or windows (Swin, SAM, HiViT) have no tokens that can be left out one by one,
+    and a convolution below the patches (hybrids) would see what is hidden.
 
     encoder: a timm model name, created with `pretrained`, `img_size` and `encoder_args`, or a module.
     decoder: block kind, width and depth, such as "cross512d8" or "cat768d12"; it starts untrained.
     freeze_encoder: train the decoder only. pos_embed: the decoder's positions.
     decoder_num_heads: by default heads of 32 channels, as in CroCo's small decoder (64 from width 768 on).
+    completes: have the mask token and the pixel head, which only completion needs, at all.
 
-    Raises ValueError when the decoder's name can't be read, TypeError when the encoder is no ViT.
+    Raises ArgumentsError (a ValueError) when the decoder's name can't be read, UnsuitableModelError (a TypeError, too)
+    when the encoder is of another kind, UnknownVariantError when there is no model of that name.
 
     >>> pair = zoo.create_pair_model("vit_base_patch14_dinov2", pretrained=True, freeze_encoder=True)
     """
     match = re.fullmatch(r"(cross|cat)(\d+)d(\d+)", decoder)
     if not match:
-        raise ValueError(f"A decoder called '{decoder}' is unknown; write block, width and depth, as in cross512d8.")
+        raise ArgumentsError(
+            f"A decoder called '{decoder}' is unknown; write block, width and depth, as in cross512d8."
+        )
     block, dim, depth = match[1], int(match[2]), int(match[3])
     if isinstance(encoder, str):
         if img_size is not None:
@@ -101,14 +136,14 @@ def create_pair_model(
                 f"The encoder {encoder} is frozen with random weights; pass pretrained=True to load its own.",
                 stacklevel=2,
             )
-        encoder_args = dict(num_classes=0, dynamic_img_size=True) | encoder_args
-        encoder = timm.create_model(encoder, pretrained=pretrained, **encoder_args)
-    if isinstance(encoder, VisionTransformer):
+        encoder = _create_encoder(encoder, pretrained, encoder_args)
+    if isinstance(encoder, (VisionTransformer, Eva)) and _is_plain(encoder.patch_embed):
         encoder = TimmEncoder(encoder)
-    if not hasattr(encoder, "forward_tokens"):
-        raise TypeError(
-            f"{type(encoder).__name__} is neither a timm VisionTransformer nor a zoo encoder; choose one of those."
-        )
+    if not isinstance(encoder, (TimmEncoder, CrocoEncoder)):
+        kind = type(encoder).__name__
+        if isinstance(encoder, (VisionTransformer, Eva)):
+            kind += f" with {type(encoder.patch_embed).__name__}"
+        raise UnsuitableModelError(f"{kind} can't be the encoder of a two-image model; {_SERVED}")
     pair = PairModel(
         decoder_dim=dim,
         decoder_depth=depth,
@@ -118,6 +153,25 @@ def create_pair_model(
         pos_embed=pos_embed,
         encoder=encoder,
         freeze_encoder=freeze_encoder,
+        completes=completes,
     )
     pair.pretrained_cfg = dict(getattr(encoder, "pretrained_cfg", {}))  # its input size and normalization
     return pair
+
+
+def _create_encoder(name: str, pretrained: bool, encoder_args: dict[str, Any]) -> nn.Module:
+    if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
+        raise UnknownVariantError(f"timm has no model called '{name}'; timm.list_models('*vit*') prints those like it.")
+    try:
+        return timm.create_model(
+            name, pretrained=pretrained, **(dict(num_classes=0, dynamic_img_size=True) | encoder_args)
+        )
+    except TypeError as error:
+        if "dynamic_img_size" not in str(error):
+            raise
+        raise UnsuitableModelError(f"{name} can't be the encoder of a two-image model; {_SERVED}") from error
+
+
+def _is_plain(embed: Any) -> bool:
+    """Whether patches are embedded each for itself, and are square."""
+    return isinstance(embed, PatchEmbed) and embed.patch_size[0] == embed.patch_size[1]

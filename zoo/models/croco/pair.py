@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -9,8 +10,9 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from zoo.layers.masking import split_mask, take_tokens
+from zoo.layers.unused import with_unused
 from zoo.models._build import init_linear
-from zoo.models._masked import Completion, Grid, PatchPredictor, adapt_pixel_head, check_mask
+from zoo.models._masked import Completion, Grid, PatchPredictor, adapt_pixel_head, check_mask, check_pair
 from zoo.models.croco.blocks import PosEmbed
 from zoo.models.croco.decoder import Decoder
 from zoo.models.croco.encoder import CrocoEncoder
@@ -20,7 +22,7 @@ from zoo.weights import Alias, Drop, KeyRules, Rename
 class PairModel(PatchPredictor):
     """Encoder and two-image decoder: `forward(img1, img2)` gives image 1's tokens in the light of image 2.
 
-    encoder: any module with CrocoEncoder's `forward_tokens`, `patch_embed`, `blocks` and sizes; by default a
+    encoder: any module with CrocoEncoder's `forward_tokens`, `grid_of`, `patch_embed`, `blocks` and sizes; by default a
     CrocoEncoder made from the other arguments. freeze_encoder: keep it as it is, in eval mode, without gradients.
     decoder_block, norm_memory: see `Decoder` and `CrossBlock`. norm_target: the completion predicts patches
     normalized by their own mean and deviation. completes: have the mask token and the pixel head at all.
@@ -108,7 +110,7 @@ class PairModel(PatchPredictor):
         return self
 
     def _grid(self, x: Tensor) -> Grid:
-        return self.encoder.patch_embed.dynamic_feat_size((x.shape[-2], x.shape[-1]))
+        return self.encoder.grid_of(x)
 
     def _encode(
         self, x: Tensor, visible: Tensor | None = None, indices: tuple[int, ...] = ()
@@ -120,6 +122,7 @@ class PairModel(PatchPredictor):
 
     def _encode_both(self, img1: Tensor, img2: Tensor, indices: tuple[int, ...] = ()) -> tuple[Tensor, Tensor, list]:
         """Tokens of both images and blocks `indices` of image 1; images of equal size go as one batch."""
+        check_pair(img1, img2)
         if img1.shape == img2.shape:
             tokens, taken = self._encode(torch.cat((img1, img2)), indices=indices)
             x1, x2 = tokens.unflatten(0, (2, -1)).unbind()
@@ -134,6 +137,7 @@ class PairModel(PatchPredictor):
         """
         x1, x2, _ = self._encode_both(img1, img2)
         grid1, grid2 = self._grid(img1), self._grid(img2)
+        x1 = with_unused(x1, self._only_completing())
         if not symmetric:
             return self.decoder(x1, x2, grid1, grid2)[0]
         if grid1 == grid2:
@@ -141,6 +145,13 @@ class PairModel(PatchPredictor):
             y1, y2 = both.unflatten(0, (2, -1)).unbind()
             return y1, y2
         return self.decoder(x1, x2, grid1, grid2)[0], self.decoder(x2, x1, grid2, grid1)[0]
+
+    def _only_completing(self) -> Iterator[nn.Parameter]:
+        """What neither `forward` nor `forward_intermediates` needs."""
+        if self.decoder.mask_token is not None:
+            yield self.decoder.mask_token
+        if self.head is not None:
+            yield from self.head.parameters()
 
     def forward_intermediates(
         self,
@@ -162,12 +173,14 @@ class PairModel(PatchPredictor):
         depth = len(self.encoder.blocks)
         encoder_take = sorted({i for i in take if i < depth})
         decoder_take = sorted({i for i in take if i >= depth})
+        check_pair(img1, img2)
         grid1, grid2 = self._grid(img1), self._grid(img2)
         tokens = None
         if intermediates_only and not decoder_take:  # then image 2 plays no part
             by_index = dict(zip(encoder_take, self._encode(img1, indices=tuple(encoder_take))[1], strict=True))
         else:
             x1, x2, encoder_blocks = self._encode_both(img1, img2, tuple(encoder_take))
+            x1 = with_unused(x1, self._only_completing())
             tokens, decoder_blocks = self.decoder(x1, x2, grid1, grid2, indices=[i - depth for i in decoder_take])
             by_index = dict(zip(encoder_take + decoder_take, encoder_blocks + decoder_blocks, strict=True))
         blocks = [by_index[i] for i in take]
@@ -186,7 +199,8 @@ class PairModel(PatchPredictor):
         """
         if self.head is None:
             raise ValueError("This model was made without a pixel head, so it can't complete; choose a binocular one.")
-        check_mask(mask, self._grid(img1))
+        check_pair(img1, img2)
+        check_mask(mask, self._grid(img1), len(img1))
         visible, hidden_index = split_mask(mask, hidden)
         x1, _ = self._encode(img1, visible)
         x2, _ = self._encode(img2)
@@ -217,6 +231,7 @@ class PairModel(PatchPredictor):
         mask: (B, N) bool, True = hidden, the same number in each row; else drawn with `mask_ratio` and the
         CPU `generator`.
         """
+        check_pair(img1, img2)
         return self._complete(
             img1, lambda mask, hidden: self.predict(img1, img2, mask, hidden), mask_ratio, mask, generator
         )
