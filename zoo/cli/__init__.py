@@ -32,6 +32,8 @@ _eval = typer.Typer(no_args_is_help=True, help="Measure what models have learned
 _eval.command("pairs")(evaluate.eval_pairs)
 _eval.command("points")(evaluate.eval_points)
 _eval.command("look")(evaluate.eval_look)
+_eval.command("stereo")(matching.eval_stereo)
+_eval.command("flow")(matching.eval_flow)
 _eval.command("pretext")(evaluate.eval_pretext)
 _eval.command("ordering")(evaluate.eval_ordering)
 _eval.command("stereo-ordering")(evaluate.eval_stereo_ordering)

@@ -225,3 +225,70 @@ def _place(save: str, output: Path, job: Job, many: bool) -> Path:
     if not many:
         return Path(save)
     return output / f"{job.name}.{save.rpartition('.')[2]}"
+
+
+_Data = Annotated[
+    list[str], typer.Option(help="SET:SPLIT=PATH, such as sintel:subval_clean=PATH, or the path of a list; repeatable.")
+]
+_Limit = Annotated[int | None, typer.Option(min=1, help="The first so many pairs of each set only.")]
+_Output = Annotated[
+    Path, typer.Option("--output", "-o", help="The folder of results and pictures; a stopped one goes on.")
+]
+
+
+def eval_stereo(
+    model: Annotated[str, typer.Argument(help="A variant, the folder of a training run, or OWNER/NAME on the Hub.")],
+    data: _Data,
+    output: _Output = Path("evaluation"),
+    overlap: _Overlap = None,
+    scale: _Scale = None,
+    limit: _Limit = None,
+    tile_batch: _TileBatch = 4,
+) -> None:
+    """Measure a stereo model on data sets with a truth.
+
+    Whole images by tiles; with `accelerate launch -m zoo.cli` on several GPUs.
+
+    Example: zoo eval stereo MODEL --data middlebury_eval3:subval_full=PATH --data eth3d:subval=PATH
+    """
+    _evaluate(model, "stereo", data, output, overlap, scale, limit, tile_batch)
+
+
+def eval_flow(
+    model: Annotated[str, typer.Argument(help="A variant, the folder of a training run, or OWNER/NAME on the Hub.")],
+    data: _Data,
+    output: _Output = Path("evaluation"),
+    overlap: _Overlap = None,
+    scale: _Scale = None,
+    limit: _Limit = None,
+    tile_batch: _TileBatch = 4,
+) -> None:
+    """Measure a flow model on data sets with a truth.
+
+    Whole images by tiles; with `accelerate launch -m zoo.cli` on several GPUs.
+
+    Example: zoo eval flow MODEL --data sintel:subval_clean=PATH --data sintel:subval_final=PATH
+    """
+    _evaluate(model, "flow", data, output, overlap, scale, limit, tile_batch)
+
+
+def _evaluate(
+    model: str,
+    task: str,
+    data: list[str],
+    output: Path,
+    overlap: float | None,
+    scale: float | None,
+    limit: int | None,
+    tile_batch: int,
+) -> None:
+    from zoo.evaluate import matching as evaluation
+    from zoo.lookup import find_variant
+
+    wishes = [evaluation.parse_wish(text) for text in data]
+    net = load_matcher(model, task)
+    name = model if Path(model).is_dir() or "/" in model else find_variant(model).name
+    result = evaluation.evaluate(net, name, task, wishes, output, overlap, scale, limit, tile_batch)
+    if result["sets"]:  # the main process's
+        evaluation.print_result(result)
+        print(output / "result.json")

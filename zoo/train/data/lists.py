@@ -50,6 +50,8 @@ def split_fields(line: str, counts: Sequence[int]) -> list[str]:
     spaced, tabbed = line.split(), line.split("\t") if "\t" in line else []
     quoted, listed = (_read_csv(line, mark) for mark in " ,")
     ways = [tabbed, quoted, spaced, listed] if '"' in line else [tabbed, spaced, listed]
+    if all(field.endswith(",") for field in spaced[:-1]):  # "a, b, c": the commas are no part of the names
+        ways.insert(0, listed)
     split = [[field.strip() for field in way if field.strip()] for way in ways]
     return next((fields for fields in split if len(fields) in counts), spaced)
 
