@@ -17,9 +17,10 @@ ROOMS = {  # what each room may import of ours, besides itself
     "lookup": {"catalog", "errors"},
     "layers": {"errors"},
     "weights": {"catalog", "errors", "lookup"},
-    "models": {"catalog", "errors", "lookup", "layers", "weights"},
+    "models": {"catalog", "errors", "lookup", "layers", "photos", "weights"},
     "geometry": {"errors", "weights"},
     "matching": {"colors", "errors", "geometry"},
+    "points": {"errors", "geometry", "models", "pictures"},
     "pictures": {"errors", "layers", "photos"},
     "photos": {"errors"},
     "scenes": {"errors", "photos"},
@@ -35,7 +36,7 @@ ROOMS = {  # what each room may import of ours, besides itself
     },
     "cli": {
         *("catalog", "colors", "errors", "geometry", "layers", "lookup", "models", "pictures", "scenes", "weights"),
-        *("demo", "evaluate", "matching", "photos", "publish", "train"),
+        *("demo", "evaluate", "matching", "photos", "points", "publish", "train"),
     },
 }
 

@@ -6,7 +6,7 @@ once. Whatever the zoo raises on purpose becomes one message and exit code 2.
 
 import typer
 
-from zoo.cli import evaluate, look, matching, publish, train, use, weights
+from zoo.cli import evaluate, look, matching, points, publish, train, use, weights
 from zoo.cli._app import app, main
 
 __all__ = ["app", "main"]
@@ -18,6 +18,7 @@ app.command()(use.features)
 app.command()(use.complete)
 app.command()(matching.stereo)
 app.command()(matching.flow)
+app.command()(points.points)
 app.command()(use.demo)
 app.command()(weights.convert)
 app.command()(weights.export)

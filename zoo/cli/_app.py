@@ -14,7 +14,14 @@ from zoo import __version__
 from zoo.catalog import Variant
 from zoo.errors import ZooError
 
-_EXTRAS = {"accelerate": "train", "tensorboard": "train", "yaml": "train", "matplotlib": "demo", "sklearn": "eval"}
+_EXTRAS = {
+    "accelerate": "train",
+    "tensorboard": "train",
+    "yaml": "train",
+    "matplotlib": "demo",
+    "sklearn": "eval",
+    "trimesh": "points",
+}
 
 app = typer.Typer(
     name="zoo",

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from zoo.errors import ImageError
+from zoo.photos import read_image
 
 _STRIP = 4  # times the model's longer side, over which a strip of a photo is refused
 
@@ -66,12 +67,6 @@ def _open(photo: str | Path | Image.Image | np.ndarray) -> Image.Image:
         if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or 0 in photo.shape:
             raise ImageError(f"A photo is uint8 (height, width, 3), not {photo.dtype} {photo.shape}; convert it.")
         return Image.fromarray(photo)
-    try:
-        image = photo if isinstance(photo, Image.Image) else Image.open(photo)
-        return ImageOps.exif_transpose(image).convert("RGB")  # as its camera was held
-    except FileNotFoundError as error:
-        raise ImageError(f"There is no image {photo}; check the path.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(
-            f"{photo} is not an image that can be read ({error}); give a JPEG, PNG or WebP file."
-        ) from error
+    if isinstance(photo, Image.Image):
+        return ImageOps.exif_transpose(photo).convert("RGB")  # as its camera was held
+    return Image.fromarray(read_image(photo))
