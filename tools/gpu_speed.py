@@ -178,7 +178,7 @@ def _deviation(path: Path, device: str, precision: str) -> dict[str, Any]:
 FORWARDS = {  # by what a reader knows them as; the first is what the bar is of
     "CroCo v2 large, pair": "crocov2_large_patch16_224_dec768d12",
     "CroCo v2 large, encoder": "crocov2_large_patch16_224",
-    "CroCo v2 large, stereo 352x704": "crocov2_large_patch16_352x704_dec768d12_stereo",
+    "CroCo v2 large, stereo 352x704": "crocov2_large_patch16_dec768d12_stereo",
     "ViT-L (timm)": "vit_large_patch16_224",
     "ViT-B (timm)": "vit_base_patch16_224",
     "ConvMAE-B": "convmae_base_patch16_224",

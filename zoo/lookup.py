@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from zoo.catalog import VARIANTS, Variant
+import warnings
+
+from zoo.catalog import RENAMED, VARIANTS, Variant
 from zoo.errors import UnknownVariantError
 
 
@@ -11,6 +13,9 @@ def find_variant(name: str) -> Variant:
 
     Raises UnknownVariantError (a ValueError) that names the nearest variants.
     """
+    if (current := current_name(name)) != name:
+        warnings.warn(f"{name} is called {current} now.", stacklevel=2)
+        name = current
     for variant in VARIANTS:
         if name in (variant.name, variant.architecture):
             return variant
@@ -22,3 +27,13 @@ def find_variant(name: str) -> Variant:
     near = sorted((other for other in known if likeness[other] > 0.6), key=likeness.__getitem__, reverse=True)[:3]
     hint = f"did you mean {' or '.join(near)}?" if near else "`zoo list` prints all of them."
     raise UnknownVariantError(f"The zoo has no variant called '{name}'; {hint}")
+
+
+def current_name(name: str) -> str:
+    """What an architecture or variant is called now, by a name that it may have had before."""
+    architecture, _, tag = name.partition(".")
+    if name in RENAMED:
+        return RENAMED[name]
+    if tag and architecture in RENAMED:
+        return f"{RENAMED[architecture].partition('.')[0]}.{tag}"
+    return name

@@ -74,7 +74,7 @@ def test_classifier(hub: HubServer, no_pictures: None) -> None:
         ("convmae_base_patch16_224", dict(embed_dim=(32, 48, 64), depths=(1, 1, 1), num_heads=4)),
         ("pirl_resnet50", dict(layers=(1, 1, 1, 1), channels=(8, 8, 8, 8))),
         ("pirl_resnet50_mlp128", dict(layers=(1, 1, 1, 1), channels=(8, 8, 8, 8))),
-        ("crocov2_large_patch16_352x704_dec768d12_flow", dict(TINY, depth=12, decoder_dim=32, decoder_num_heads=2)),
+        ("crocov2_large_patch16_dec768d12_flow", dict(TINY, depth=12, decoder_dim=32, decoder_num_heads=2)),
     ],
 )
 def test_other_families_and_forms(tmp_path: Path, name: str, args: dict[str, Any]) -> None:

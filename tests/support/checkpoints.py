@@ -25,6 +25,7 @@ from torch import Tensor
 
 from zoo.catalog import CROCO_V1_PAPER, Source, Variant
 from zoo.weights import Alias, Checkpoint, Drop, KeyRules, Rename
+from zoo.weights.sources import Converted
 
 
 def reference_state(seed: int = 0, dim: int = 8) -> dict[str, Tensor]:
@@ -154,9 +155,9 @@ def variant_of(*sources: Source, name: str = "croco_test") -> Variant:
     )
 
 
-def convert(checkpoint: Checkpoint) -> dict[str, Tensor]:
+def convert(checkpoint: Checkpoint) -> Converted:
     """What a family does with a reference checkpoint."""
-    return RULES.to_zoo(checkpoint.tensors, name="v")
+    return Converted(RULES.to_zoo(checkpoint.tensors, name="v"), {})
 
 
 # ---------------------------------------------------------------------------------------------- server

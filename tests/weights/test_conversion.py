@@ -23,8 +23,12 @@ FILES = {
     "croco_v2_base_smalldec": ("crocov2_base_patch16_224_dec512d8", "crocov2_base_patch16_224"),
     "croco_v2_base_basedec": ("crocov2_base_patch16_224_dec768d12", "crocov2_base_patch16_224"),
     "croco_v2_large_basedec": ("crocov2_large_patch16_224_dec768d12", "crocov2_large_patch16_224"),
-    "crocostereo": ("crocov2_large_patch16_352x704_dec768d12_stereo", None),
-    "crocoflow": ("crocov2_large_patch16_352x704_dec768d12_flow", None),
+    "crocostereo": ("crocov2_large_patch16_dec768d12_stereo", None),
+    "crocostereo_vitb_smalldecoder": ("crocov2_base_patch16_dec512d8_stereo", None),
+    "crocostereo_vitb_basedecoder": ("crocov2_base_patch16_dec768d12_stereo", None),
+    "crocoflow": ("crocov2_large_patch16_dec768d12_flow", None),
+    "crocoflow_vitb_smalldecoder": ("crocov2_base_patch16_dec512d8_flow", None),
+    "crocoflow_vitb_basedecoder": ("crocov2_base_patch16_dec768d12_flow", None),
 }
 
 
@@ -82,7 +86,7 @@ def test_every_key_both_ways(name: str) -> None:
 PRETRAINED = {
     "convmae_base_pretrain": ("convmae_base_patch16_224_mae", ["convmae_base_patch16_224.in1k_1600e"]),
     "hivit_base_mae_pretrain": (
-        "hivit_base_patch16_224_mae.mae_in1k_1600e",
+        "hivit_base_patch16_224_mae",
         ["hivit_base_patch16_224.mae_in1k_1600e"],
     ),
     "itpn_base_pixel_pretrain": ("itpn_base_patch16_224_pixel", ["itpn_base_patch16_224.pixel_in1k"]),
@@ -213,7 +217,7 @@ def test_checkpoints_of_other_variants_are_recognized(monkeypatch: pytest.Monkey
     text = complaint("hivit_base_patch16_224", "itpn_base_pixel_pretrain")
     assert "but one of itpn_base_patch16_224.pixel_in1k" in text
     text = complaint("fast_itpn_base_patch16_224", "fast_itpn_small_finetuned")
-    assert "but one of fast_itpn_small_patch16_224.clipl_in1k_ft_in1k" in text
+    assert "but one of fast_itpn_small_patch16_224.clipl_in1k_1600e" in text
     text = complaint("fast_itpn_base_patch16_224", "convmae_base_finetuned")
     assert "but one of convmae_base_patch16_224.in1k_1600e_ft_in1k" in text
     text = complaint("convmae_base_patch16_224_mae", "hivit_base_mae_pretrain")
@@ -262,7 +266,7 @@ def test_mismatches_are_named(small: dict[str, Tensor], tmp_path: Path) -> None:
 
 def test_dense_heads_start_from_a_pair(small: dict[str, Tensor], tmp_path: Path, caplog) -> None:
     """A completion model's weights, the reference's or ours, under a new head; and an encoder out of a dense model."""
-    dense_name = "crocov2_large_patch16_352x704_dec768d12_stereo"
+    dense_name = "crocov2_large_patch16_dec768d12_stereo"
     pair: ZooModel = timm.create_model("crocov2_base_patch16_224_dec512d8", **SMALL)
     args = dict(embed_dim=768, num_heads=12, decoder_dim=512, decoder_num_heads=16, hooks=(0, 1, 1, 1), img_size=224)
     for state in (pair.state_dict(), pair.reference_state()):

@@ -93,7 +93,7 @@ deepest = backbone(torch.rand(1, 3, *size))[-1]  # {shapes.maps}"""
 
 def sized(variant: Variant) -> bool:
     """Whether a model is made for one input size; plain convolutional ones take any."""
-    return variant.family not in ("pirl", "jigclu", "jigsaw")
+    return variant.family not in ("pirl", "jigclu", "jigsaw", "rotnet", "npid", "clusterfit")
 
 
 def _pretraining_lines(variant: Variant, weights: str) -> str:

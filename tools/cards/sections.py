@@ -8,7 +8,7 @@ from tools.cards.lines import hub_lines, sized, timm_lines
 from tools.cards.markdown import numbers, table
 from tools.cards.records import kind_of_samples, measured, whole_of
 from tools.cards.wording import ABOUT, CHANNELS, FAMILIES, LICENSES
-from zoo.catalog import Variant
+from zoo.catalog import VARIANTS, Source, Variant
 from zoo.train.recipe import RECIPES, Recipe, load_recipe, recipe_path
 
 
@@ -105,15 +105,17 @@ def license_and_source(variant: Variant) -> str:
     if source.kind == "package":
         return f"{text}\n\nThey are inside the package, as `zoo/weights/bundled/{source.location}`."
     part = " Its encoder is used." if whole_of(variant) else ""
-    where = source.location
-    if source.kind == "gdrive":
-        where = f"https://drive.google.com/file/d/{source.location}"
+    if any(other.kind == "gdrive" for other in variant.sources):
         part += " Downloads from Google Drive need `pip install 'pretext-zoo[drive]'`."
     if source.kind == "hub":
         return f"{text}\n\n{_from_the_hub(variant, part)}"
+    if others := [f"<{_address(other)}>" for other in variant.sources[1:]]:
+        part += f" If it can't be had there, it is taken from {' or '.join(others)}."
+    if source.recorded_sha256:
+        part += f" One record says that its SHA-256 is {source.recorded_sha256}."
     return (
-        f"{text}\n\nThey come from the authors' checkpoint, <{where}>, a PyTorch pickle.{part} The zoo reads "
-        "it without running any code in it, checks every key and shape, and keeps the result in its cache as "
+        f"{text}\n\nThey come from the authors' checkpoint, <{_address(source)}>, a PyTorch pickle.{part} The zoo "
+        "reads it without running any code in it, checks every key and shape, and keeps the result in its cache as "
         "safetensors under its own names. The file's SHA-256 is recorded at the first download, and a later "
         "one must have the same. On machines without network, name a folder that holds "
         f"`{variant.name}.safetensors` in `ZOO_WEIGHTS`."
@@ -136,6 +138,10 @@ def _from_the_hub(variant: Variant, part: str) -> str:
     return f"{text} {offline}"
 
 
+def _address(source: Source) -> str:
+    return f"https://drive.google.com/file/d/{source.location}" if source.kind == "gdrive" else source.location
+
+
 def training(variant: Variant) -> str:
     lines = [f"## Training\n\n{variant.training}".rstrip()]
     if variant.recipe:
@@ -143,8 +149,8 @@ def training(variant: Variant) -> str:
         link = f"[{recipe.name}](../zoo/train/recipes/{recipe_path(recipe.name).relative_to(RECIPES).as_posix()})"
         if not variant.sources:
             lines.append(
-                f"Nobody has trained it yet. A run would start from the recipe {link} with `model` set to "
-                f"`{variant.architecture}`:"
+                f"No weights of it are published. A run would start from the recipe {link} with `model` set to "
+                f"`{variant.architecture}`{_start(variant)}:"
             )
         elif variant.sources[0].kind == "package":
             lines.append(f"The recipe is {link}:")
@@ -152,6 +158,12 @@ def training(variant: Variant) -> str:
             lines.append(f"The authors' recipe, restated in {link} but not run at full length here ({recipe.source}):")
         lines.append(_recipe_table(recipe))
     return "\n\n".join(lines)
+
+
+def _start(variant: Variant) -> str:
+    """How a run of a pretraining form can start from the published encoder in it."""
+    encoder = next((v for v in VARIANTS if v.sources and f"{v.architecture}_mae" == variant.architecture), None)
+    return f", and with `init` set to `{encoder.name}` it starts from the published encoder" if encoder else ""
 
 
 def _recipe_table(recipe: Recipe) -> str:
@@ -186,10 +198,15 @@ def published(variant: Variant) -> str:
     if not variant.metrics:
         return "## Published figures\n\nNone are listed here; those of the paper are in its tables."
     lines = [
-        f"| {m.task} | {m.dataset} | {m.name} | {m.value:g} | {m.conditions} | {m.source} |" for m in variant.metrics
+        f"| {m.task} | {m.dataset} | {m.name} | {m.value:g} | {m.conditions} | {m.cited} |" for m in variant.metrics
     ]
     head = "| Task | Data | Measure | Value | Conditions | Source |\n| --- | --- | --- | ---: | --- | --- |"
     note = "Measured by others with the authors' code, not with the zoo's."
+    if any(metric.secondary for metric in variant.metrics):
+        note += (
+            " A secondary source is another than what the authors have published; figures from there were not checked "
+            "against that."
+        )
     return f"## Published figures\n\n{head}\n" + "\n".join(lines) + f"\n\n{note}"
 
 
@@ -207,8 +224,8 @@ def limits(variant: Variant) -> str:
         )
     if variant.form == "dense":
         points.append(
-            "It does one task, on images like those that it was fine-tuned on; the authors fine-tuned it further for "
-            "some benchmarks, with weights that are not in the zoo."
+            "It does one task, on images like those that it was fine-tuned on; for KITTI, ETH3D and Spring the authors "
+            "fine-tuned further, and these weights have tags of their own."
         )
     if variant.form == "pointmaps":
         points.append(

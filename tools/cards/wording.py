@@ -56,6 +56,17 @@ FAMILIES = {
         "into montages. A plain ResNet, timm's own, sees only these and learns to tell which quarters came from one "
         "image, and where each one stood."
     ),
+    "rotnet": (
+        "RotNet turns images by 0, 90, 180 or 270 degrees; a plain ResNet, timm's own, learns to tell by how much."
+    ),
+    "npid": (
+        "NPID trains a plain ResNet, timm's own, to tell every image of the data from all others, whose embeddings a "
+        "memory bank holds; NPID++ does it with more negatives and for longer."
+    ),
+    "clusterfit": (
+        "ClusterFit clusters the features of a network that was pretrained without labels, here RotNet's, and trains a "
+        "plain ResNet, timm's own, to tell the clusters apart."
+    ),
     "jigsaw": (
         "Jigsaw shuffles nine patches of an image by one of a fixed set of permutations; a plain ResNet, timm's own, "
         "learns to tell by which."

@@ -7,13 +7,14 @@ Adding a variant = one entry in its family's file.
 
 from zoo.catalog.convmae import CONVMAE
 from zoo.catalog.croco import CROCO, CROCO_V1_PAPER, DEFAULT_PAIR
+from zoo.catalog.croco_dense import CROCO_DENSE
 from zoo.catalog.entry import IMAGENET_MEAN, IMAGENET_STD, Metric, Paper, Source, Variant
 from zoo.catalog.fast_itpn import FAST_ITPN
 from zoo.catalog.hivit import HIVIT
 from zoo.catalog.itpn import ITPN
 from zoo.catalog.jigclu import JIGCLU
 from zoo.catalog.pointmaps import DEFAULT_POINTMAPS, POINTMAPS
-from zoo.catalog.vissl import JIGSAW, PIRL
+from zoo.catalog.vissl import CLUSTERFIT, JIGSAW, NPID, PIRL, ROTNET
 
 __all__ = [
     "CROCO_V1_PAPER",
@@ -21,6 +22,7 @@ __all__ = [
     "DEFAULT_POINTMAPS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "RENAMED",
     "VARIANTS",
     "Metric",
     "Paper",
@@ -28,4 +30,29 @@ __all__ = [
     "Variant",
 ]
 
-VARIANTS: tuple[Variant, ...] = (*CROCO, *POINTMAPS, *CONVMAE, *HIVIT, *ITPN, *FAST_ITPN, *PIRL, *JIGSAW, *JIGCLU)
+VARIANTS: tuple[Variant, ...] = (
+    *CROCO,
+    *CROCO_DENSE,
+    *POINTMAPS,
+    *CONVMAE,
+    *HIVIT,
+    *ITPN,
+    *FAST_ITPN,
+    *PIRL,
+    *JIGSAW,
+    *ROTNET,
+    *NPID,
+    *CLUSTERFIT,
+    *JIGCLU,
+)
+
+RENAMED = {
+    "crocov2_large_patch16_352x704_dec768d12_stereo": "crocov2_large_patch16_dec768d12_stereo.crocostereo",
+    "crocov2_large_patch16_352x704_dec768d12_flow": "crocov2_large_patch16_dec768d12_flow.crocoflow",
+    **{
+        f"fast_itpn_{size}_patch16_224.clipl_in1k_ft_in1k": f"fast_itpn_{size}_patch16_224.clipl_in1k_1600e"
+        for size in ("tiny", "small", "base", "large")
+    },
+    "fast_itpn_base_patch16_224.in21k_512": "fast_itpn_base_patch16_224.clipl_in1k_ft_in21k",
+}
+"""Former names of architectures and of variants, which load with a warning what they were meant to be."""

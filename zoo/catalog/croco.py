@@ -1,4 +1,4 @@
-"""CroCo: encoders, two-image models, and what was fine-tuned from them for stereo matching and optical flow."""
+"""CroCo: encoders and two-image models. What was fine-tuned from them is in croco_dense.py."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from zoo.catalog import pointmaps
 from zoo.catalog.entry import HALF, Metric, Paper, Source, Variant
+from zoo.catalog.figures import ade20k, imagenet_top1
 
 CROCO_V1_PAPER = Paper(
     title="CroCo: Self-Supervised Pre-training for 3D Vision Tasks by Cross-View Completion",
@@ -51,17 +52,11 @@ _BASE = dict(embed_dim=768, depth=12, num_heads=12)
 _LARGE = dict(embed_dim=1024, depth=24, num_heads=16)
 _SMALL_DECODER = dict(decoder_dim=512, decoder_depth=8, decoder_num_heads=16)
 _BASE_DECODER = dict(decoder_dim=768, decoder_depth=12, decoder_num_heads=12)
-# The crops that the authors fine-tuned with and evaluated by, in the reference's stereoflow/README.MD and train.py.
-_STEREO_TILES = dict(tile_size=(352, 704), tile_overlap=0.9, tile_confidence="conf_expsigmoid_15_3")
-_FLOW_TILES = dict(tile_size=(320, 384), tile_overlap=0.9, tile_confidence="conf_expsigmoid_10_5")
-_NANO_STEREO_TILES = dict(_STEREO_TILES, tile_size=(96, 192), tile_overlap=0.7, photo_scale=0.5)
-_NANO_FLOW_TILES = dict(_FLOW_TILES, tile_size=(128, 128), tile_overlap=0.7, photo_scale=0.5)
 _SINCOS = dict(pos_embed="sincos")
 _ROPE = dict(pos_embed="rope")
 
 _NANO = dict(patch_size=8, embed_dim=192, depth=4, num_heads=3, pos_embed="rope")
 _NANO_DECODER = dict(decoder_dim=128, decoder_depth=4, decoder_num_heads=4)
-_NANO_HEAD = dict(layer_dims=(32, 48, 64, 96), feature_dim=64, last_dim=32, unit=8.0)
 _NANO_WEIGHTS = Source("package", "croco_nano_patch8_64_dec128d4.scenes.safetensors", layout="zoo")
 _NANO_TRAINING = (
     "Procedural scenes rendered on the fly by zoo/scenes, with coarser textures and smaller displacements "
@@ -74,18 +69,45 @@ _NANO_FAR_TRAINING = (
     "the held-out scenes of the evaluation are of the same kind."
 )
 
-# crocoflow.pth is the file of the MPI-Sintel submission, by the reference's stereoflow/README.MD. The stereo
-# figures of the paper that could be found were measured with other files, fine-tuned for each benchmark.
-_SINTEL = tuple(
-    Metric(
-        task="optical flow",
-        dataset=f"MPI-Sintel, {rendering} pass",
-        name="EPE (pixels)",
-        value=epe,
-        conditions="test set, tiles overlapping by 0.9",
-        source="CroCo-Flow's row of table 4 in arXiv 2609.11486, conditions from the reference's stereoflow/README.MD",
+_SUMMARIES = "two summaries of the paper that agree; not checked against the paper"
+_V1_SUMMARY = "a summary of the paper; not checked against the paper"
+
+
+def _v1(task: str, dataset: str, name: str, value: float) -> Metric:
+    return Metric(task, dataset, name, value, "after fine-tuning", _V1_SUMMARY, secondary=True)
+
+
+def _matching(
+    middlebury: float, eth3d: float, things: tuple[float, float], sintel: tuple[float, float]
+) -> tuple[Metric, ...]:
+    """A row of CroCo v2's table of improvements: validation errors after fine-tuning for stereo and for flow."""
+    rows = [
+        ("stereo matching", "Middlebury", "bad pixels (%), of more than 1 or 2 pixels: the sources differ", middlebury),
+        ("stereo matching", "ETH3D", "bad@1 (%)", eth3d),
+        *(
+            ("optical flow", f"{dataset}, {rendering} pass", "EPE (pixels)", value)
+            for dataset, values in (("FlyingThings", things), ("MPI-Sintel", sintel))
+            for rendering, value in zip(("clean", "final"), values)
+        ),
+    ]
+    return tuple(
+        Metric(*row, conditions="validation scenes, after fine-tuning", source=_SUMMARIES, secondary=True)
+        for row in rows
     )
-    for rendering, epe in (("clean", 1.09), ("final", 2.44))
+
+
+_V1_ENCODER_FIGURES = (
+    _v1("depth", "NYUv2", "delta 1 (%)", 85.6),
+    _v1("depth", "NYUv2", "relative error", 0.106),
+    _v1("depth", "NYUv2", "RMSE", 0.424),
+    _v1("eight dense tasks", "Taskonomy", "mean L1 x 1000, lower is better", 33.00),
+    ade20k(40.6, "after fine-tuning", _V1_SUMMARY, secondary=True),
+    imagenet_top1(37.0, "linear classifier on the frozen backbone", _V1_SUMMARY, secondary=True),
+)
+_V1_PAIR_FIGURES = (
+    _v1("optical flow", "MPI-Sintel, clean pass", "EPE (pixels)", 3.00),
+    _v1("optical flow", "MPI-Sintel, final pass", "EPE (pixels)", 3.60),
+    *_matching(26.3, 1.82, (3.89, 3.56), (2.07, 2.57)),
 )
 
 DEFAULT_PAIR = "croco_nano_patch8_64_dec128d4"
@@ -187,6 +209,7 @@ CROCO = (
         sources=(_CROCO_V1,),
         recipe="croco_base",
         training=_HABITAT,
+        metrics=_V1_ENCODER_FIGURES,
     ),
     Variant(
         architecture="crocov2_base_patch16_224",
@@ -252,6 +275,7 @@ CROCO = (
         sources=(_CROCO_V1,),
         recipe="croco_base",
         training=_HABITAT,
+        metrics=_V1_PAIR_FIGURES,
     ),
     Variant(
         architecture="crocov2_base_patch16_224_dec512d8",
@@ -265,6 +289,7 @@ CROCO = (
         paper=CROCO_V2_PAPER,
         sources=(_CROCO_V2_SMALL,),
         training=_HABITAT_REAL,
+        metrics=_matching(20.7, 0.82, (3.35, 2.94), (1.76, 2.30)),
     ),
     Variant(
         architecture="crocov2_base_patch16_224_dec768d12",
@@ -278,6 +303,7 @@ CROCO = (
         paper=CROCO_V2_PAPER,
         sources=(_CROCO_V2_BASE,),
         training=_HABITAT_REAL,
+        metrics=_matching(17.1, 1.14, (3.10, 2.73), (1.51, 1.99)),
     ),
     Variant(
         architecture="crocov2_large_patch16_224_dec768d12",
@@ -292,6 +318,7 @@ CROCO = (
         sources=(_CROCO_V2_LARGE,),
         recipe="crocov2_large",
         training=_HABITAT_REAL,
+        metrics=_matching(15.5, 0.38, (2.85, 2.45), (1.43, 1.99)),
     ),
     Variant(
         architecture="croco_base_patch16_224_cat512d8",
@@ -304,60 +331,5 @@ CROCO = (
         license="Apache-2.0",
         paper=CROCO_V1_PAPER,
         recipe="croco_base",
-    ),
-    Variant(
-        architecture="crocov2_large_patch16_352x704_dec768d12_stereo",
-        tag="crocostereo",
-        family="croco",
-        form="dense",
-        description="CroCo-Stereo: CroCo v2 large with a DPT head for disparity (pixels) and its confidence",
-        args={**_LARGE, **_ROPE, **_BASE_DECODER, "out_chans": 2, **_STEREO_TILES},
-        parameters=437_417_890,
-        license=_CROCO_LICENSE,
-        paper=CROCO_V2_PAPER,
-        input_size=(3, 352, 704),
-        sources=(Source("url", _CROCO_URL + "StereoFlow_models/crocostereo.pth"),),
-        training="Fine-tuned for stereo matching from CroCo v2 large.",
-    ),
-    Variant(
-        architecture="crocov2_large_patch16_352x704_dec768d12_flow",
-        tag="crocoflow",
-        family="croco",
-        form="dense",
-        description="CroCo-Flow: CroCo v2 large with a DPT head for optical flow (x, y in pixels) and its confidence",
-        args={**_LARGE, **_ROPE, **_BASE_DECODER, "out_chans": 3, **_FLOW_TILES},
-        parameters=437_417_923,
-        license=_CROCO_LICENSE,
-        paper=CROCO_V2_PAPER,
-        input_size=(3, 320, 384),
-        sources=(Source("url", _CROCO_URL + "StereoFlow_models/crocoflow.pth"),),
-        training="Fine-tuned for optical flow from CroCo v2 large.",
-        metrics=_SINTEL,
-    ),
-    Variant(
-        architecture="croco_nano_patch8_dec128d4_stereo",
-        tag="",
-        family="croco",
-        form="dense",
-        description="CroCo-Stereo in small: a CPU can run it, and a GPU train it in minutes",
-        args={**_NANO, **_NANO_DECODER, **_NANO_HEAD, "out_chans": 2, **_NANO_STEREO_TILES},
-        parameters=3_819_490,
-        license="Apache-2.0",
-        paper=CROCO_V2_PAPER,
-        input_size=(3, 96, 192),
-        recipe="croco_nano_stereo",
-    ),
-    Variant(
-        architecture="croco_nano_patch8_dec128d4_flow",
-        tag="",
-        family="croco",
-        form="dense",
-        description="CroCo-Flow in small: a CPU can run it, and a GPU train it in minutes",
-        args={**_NANO, **_NANO_DECODER, **_NANO_HEAD, "out_chans": 3, **_NANO_FLOW_TILES},
-        parameters=3_819_523,
-        license="Apache-2.0",
-        paper=CROCO_V2_PAPER,
-        input_size=(3, 128, 128),
-        recipe="croco_nano_flow",
     ),
 )

@@ -32,7 +32,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Metric:
-    """A published figure, with the conditions it was measured under and where it stands."""
+    """A published figure, with the conditions it was measured under and where it stands.
+
+    secondary: read elsewhere than in what its authors published, and not checked against that.
+    """
 
     task: str
     dataset: str
@@ -40,6 +43,12 @@ class Metric:
     value: float
     conditions: str
     source: str
+    secondary: bool = False
+
+    @property
+    def cited(self) -> str:
+        """The source, marked where it is a secondary one."""
+        return f"secondary source: {self.source}" if self.secondary else self.source
 
 
 @dataclass(frozen=True)
@@ -64,11 +73,11 @@ class Variant:
         head) or "pointmaps" (encoder + two decoders and heads for 3D points).
     args: arguments of the family's constructor for this form; tags of one architecture may differ in them.
     parameters: number of trained parameters.
-    notice: what else their authors ask of who uses the weights, besides the license; sentences.
     num_classes: classes of the weights' own classifier, 0 for none.
     input_size: channels, height, width. mean, std: of the normalization that the weights expect.
     sources: tried in order; the user's mirror and the Hub come before them (see zoo/weights).
     training: data and recipe, in a sentence or two.
+    notice: what else there is to say of the license, or what the authors ask of users besides it; sentences.
     """
 
     architecture: str

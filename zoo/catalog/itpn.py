@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zoo.catalog.entry import HALF, Paper, Source, Variant
-from zoo.catalog.figures import imagenet_top1
+from zoo.catalog.figures import ade20k, coco, imagenet_top1
 from zoo.catalog.hivit import NANO_MASKED_DECODER
 
 ITPN_PAPER = Paper(
@@ -27,6 +27,41 @@ _ITPN_BASE_PIXEL = Source("gdrive", "1HxW37BOEhIE9UNgHq0zblK0fTy2-IyzM")
 _ITPN_BASE_CLIP = Source("gdrive", "1H51Zusrvlj8RjcWA7yuUyeqaVhmndSeN")
 _ITPN_LARGE_PIXEL = Source("gdrive", "1TYCaepVflm0xMrQefG5Sj4ityXYbJLFt")
 _ITPN_LARGE_CLIP = Source("gdrive", "1gyyjcdMvAQsz2xC7ei-rEd7G4po2spy4")
+NOTICE = (
+    "Each file of the authors' source says in its header that it is under the MIT license; their repository has never "
+    "had a license file, and its README links to one that isn't there."
+)
+_README = "the reference's README.md; which of the published numbers of epochs the file has is not said"
+_FINETUNED = "after fine-tuning on ImageNet-1K, {}"
+_BASE_PIXEL_FIGURES = (
+    imagenet_top1(85.1, _FINETUNED.format("pretrained for 400 epochs"), _README),
+    imagenet_top1(85.5, _FINETUNED.format("pretrained for 1600 epochs"), _README),
+    *coco(53.0, 46.5, "Mask R-CNN 1x, of 1600 epochs", _README),
+    *coco(54.0, 47.4, "Mask R-CNN 3x, of 1600 epochs", _README),
+    *coco(56.0, 48.5, "Cascade Mask R-CNN 3x, of 1600 epochs", _README),
+    ade20k(53.5, "UperNet, of 1600 epochs", _README),
+)
+_BASE_CLIP_FIGURES = (
+    imagenet_top1(85.9, _FINETUNED.format("pretrained for 300 epochs"), _README),
+    imagenet_top1(86.2, _FINETUNED.format("pretrained for 800 epochs"), _README),
+    *coco(53.2, 46.6, "Mask R-CNN 1x, of 800 epochs", _README),
+    *coco(54.1, 47.5, "Mask R-CNN 3x, of 800 epochs", _README),
+    *coco(56.1, 48.6, "Cascade Mask R-CNN 3x, of 800 epochs", _README),
+    ade20k(54.7, "UperNet, of 800 epochs", _README),
+)
+_LARGE_PIXEL_FIGURES = (
+    imagenet_top1(86.3, _FINETUNED.format("pretrained for 400 epochs"), _README),
+    imagenet_top1(86.7, _FINETUNED.format("pretrained for 1600 epochs"), _README),
+    *coco(55.6, 48.6, "Mask R-CNN 1x, of 1600 epochs", _README),
+    ade20k(56.1, "UperNet, of 1600 epochs", _README),
+)
+_TEACHER = "the reference's README.md; which of its two teachers the file's was is not said"
+_LARGE_CLIP_FIGURES = (
+    imagenet_top1(87.0, _FINETUNED.format("with the teacher CLIP-B"), _TEACHER),
+    imagenet_top1(87.8, _FINETUNED.format("with the teacher CLIP-L"), _TEACHER),
+    *coco(55.2, 48.2, "Mask R-CNN 1x, with the teacher CLIP-L", _TEACHER),
+    ade20k(57.7, "UperNet, with the teacher CLIP-L", _TEACHER),
+)
 _ITPN_PIXEL_TRAINING = "Masked autoencoding of ImageNet-1K, backbone and pyramid together."
 _ITPN_CLIP_TRAINING = "Predicts CLIP's tokens of ImageNet-1K images, a part of whose patches is hidden from it."
 
@@ -82,6 +117,9 @@ ITPN = (
         paper=ITPN_PAPER,
         sources=(_ITPN_BASE_PIXEL,),
         training=_ITPN_PIXEL_TRAINING,
+        recipe="itpn_base_pixel",
+        metrics=_BASE_PIXEL_FIGURES,
+        notice=NOTICE,
     ),
     Variant(
         architecture="itpn_base_patch16_224",
@@ -97,7 +135,9 @@ ITPN = (
         std=HALF,
         sources=(_ITPN_BASE_CLIP,),
         training=_ITPN_CLIP_TRAINING,
-        metrics=(imagenet_top1(86.2, "after fine-tuning on ImageNet-1K", "the authors' published results"),),
+        recipe="itpn_base_clip",
+        metrics=_BASE_CLIP_FIGURES,
+        notice=NOTICE,
     ),
     Variant(
         architecture="itpn_base_patch16_224_pixel",
@@ -111,6 +151,8 @@ ITPN = (
         paper=ITPN_PAPER,
         sources=(_ITPN_BASE_PIXEL,),
         training=_ITPN_PIXEL_TRAINING,
+        recipe="itpn_base_pixel",
+        notice=NOTICE,
     ),
     Variant(
         architecture="itpn_base_patch16_224_clip",
@@ -126,6 +168,8 @@ ITPN = (
         std=HALF,
         sources=(_ITPN_BASE_CLIP,),
         training=_ITPN_CLIP_TRAINING,
+        recipe="itpn_base_clip",
+        notice=NOTICE,
     ),
     Variant(
         architecture="itpn_large_patch16_224",
@@ -139,6 +183,9 @@ ITPN = (
         paper=ITPN_PAPER,
         sources=(_ITPN_LARGE_PIXEL,),
         training=_ITPN_PIXEL_TRAINING,
+        recipe="itpn_large_pixel",
+        metrics=_LARGE_PIXEL_FIGURES,
+        notice=NOTICE,
     ),
     Variant(
         architecture="itpn_large_patch16_224",
@@ -154,7 +201,9 @@ ITPN = (
         std=HALF,
         sources=(_ITPN_LARGE_CLIP,),
         training=_ITPN_CLIP_TRAINING,
-        metrics=(imagenet_top1(87.8, "after fine-tuning on ImageNet-1K", "the authors' published results"),),
+        recipe="itpn_large_clip",
+        metrics=_LARGE_CLIP_FIGURES,
+        notice=NOTICE,
     ),
     Variant(
         architecture="itpn_large_patch16_224_pixel",
@@ -168,6 +217,8 @@ ITPN = (
         paper=ITPN_PAPER,
         sources=(_ITPN_LARGE_PIXEL,),
         training=_ITPN_PIXEL_TRAINING,
+        recipe="itpn_large_pixel",
+        notice=NOTICE,
     ),
     Variant(
         architecture="itpn_large_patch16_224_clip",
@@ -183,6 +234,8 @@ ITPN = (
         std=HALF,
         sources=(_ITPN_LARGE_CLIP,),
         training=_ITPN_CLIP_TRAINING,
+        recipe="itpn_large_clip",
+        notice=NOTICE,
     ),
     Variant(
         architecture="itpn_base_patch16_224_ema",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zoo.catalog.entry import Paper, Source, Variant
-from zoo.catalog.figures import linear_probe
+from zoo.catalog.figures import coco, imagenet_top1, linear_probe
 from zoo.catalog.resnet import RESNET50_PARAMETERS, RESNET_NANO
 
 JIGCLU_PAPER = Paper(
@@ -15,9 +15,13 @@ JIGCLU_PAPER = Paper(
     bibtex_key="jigclu",
 )
 
-_JIGCLU_200E = Source(
-    "url", "https://github.com/Jia-Research-Lab/JigsawClustering/releases/download/1.0/JigClu_200e.pth"
+# The organization has had three names; the first URL lives by GitHub's redirects.
+_JIGCLU_200E = tuple(
+    Source("url", f"https://github.com/{name}/JigsawClustering/releases/download/1.0/JigClu_200e.pth")
+    for name in ("Jia-Research-Lab", "JIA-Lab-research")
 )
+
+_README = "the reference's README.md"
 
 JIGCLU = (
     Variant(
@@ -30,10 +34,15 @@ JIGCLU = (
         parameters=RESNET50_PARAMETERS,
         license="unknown",
         paper=JIGCLU_PAPER,
-        sources=(_JIGCLU_200E,),
+        sources=_JIGCLU_200E,
         recipe="jigclu_resnet50",
         training="ImageNet-1k without labels, 200 epochs.",
-        metrics=linear_probe(66.4, "arXiv 2104.00323"),
+        metrics=(
+            *linear_probe(66.4, _README),
+            imagenet_top1(40.7, "fine-tuned with 1 % of the labels", _README),
+            imagenet_top1(63.0, "fine-tuned with 10 % of the labels", _README),
+            *coco(39.3, None, "fine-tuned", _README),
+        ),
     ),
     Variant(
         architecture="jigclu_resnet50_mlp128",
@@ -45,7 +54,7 @@ JIGCLU = (
         parameters=27_974_852,
         license="unknown",
         paper=JIGCLU_PAPER,
-        sources=(_JIGCLU_200E,),
+        sources=_JIGCLU_200E,
         recipe="jigclu_resnet50",
         training="ImageNet-1k without labels, 200 epochs.",
     ),

@@ -31,17 +31,13 @@ def convert(
 
     Example: zoo convert CroCo.pth --variant croco_base_patch16_224.habitat -o croco.safetensors
     """
-    import timm
-
     from zoo import weights
+    from zoo.models import convert_checkpoint
     from zoo.weights import files
 
     entry = find_variant(variant)
-    model: Any = timm.create_model(entry.architecture, device="meta")
-    loaded = weights.read_checkpoint(checkpoint)
-    state = model.convert(loaded)
-    weights.check_state(state, model.state_dict(), name=entry.name, path=checkpoint)
-    weights.save_safetensors(state, output, {"format": "pt", "variant": entry.name})
+    state, metadata = convert_checkpoint(entry, weights.read_checkpoint(checkpoint))
+    weights.save_safetensors(state, output, {"format": "pt", "variant": entry.name, **metadata})
     digest = files.sha256(checkpoint, progress=True)
     files.write_record(
         output, variant=entry.name, kind="file", location=str(checkpoint.resolve()), source_sha256=digest
@@ -88,7 +84,7 @@ def export(
     net: ZooModel = load_model(entry, path, _model_args(entry.architecture, about, path))
     state = net.reference_state() if layout is Layout.reference else net.state_dict()
     if output.suffix == ".safetensors":
-        weights.save_safetensors(state, output, {"format": "pt", "variant": entry.name})
+        weights.save_safetensors(state, output, {"format": "pt", "variant": entry.name, **net.file_metadata()})
     else:
         with files.atomic_writer(output) as file:
             torch.save({"model": state} | (net.reference_settings() if layout is Layout.reference else {}), file)

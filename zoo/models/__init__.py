@@ -1,7 +1,19 @@
 """The model families, one file each; importing this package registers every architecture with timm."""
 
 from zoo.models import convmae, croco, fast_itpn, hivit, itpn, pointmaps, resnet
-from zoo.models._build import ZooModel, fetch
+from zoo.models._build import ZooModel, convert_checkpoint, fetch
 from zoo.models.ancestry import Ancestor
 
-__all__ = ["Ancestor", "ZooModel", "convmae", "croco", "fast_itpn", "fetch", "hivit", "itpn", "pointmaps", "resnet"]
+__all__ = [
+    "Ancestor",
+    "ZooModel",
+    "convert_checkpoint",
+    "convmae",
+    "croco",
+    "fast_itpn",
+    "fetch",
+    "hivit",
+    "itpn",
+    "pointmaps",
+    "resnet",
+]

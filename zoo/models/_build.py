@@ -6,8 +6,10 @@ tensors: nothing is initialized that will be overwritten, and nothing is copied.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,21 +23,22 @@ from timm.models import (
     create_model,
     generate_default_cfgs,
     register_model,
+    register_model_deprecations,
     resolve_pretrained_cfg,
 )
 from torch import Tensor, nn
 
 from zoo import weights
-from zoo.catalog import VARIANTS, Variant
+from zoo.catalog import RENAMED, VARIANTS, Variant
 from zoo.errors import ArgumentsError, CheckpointMismatchError, WeightsUnavailableError
 from zoo.layers.positions import GridTable
-from zoo.lookup import find_variant
+from zoo.lookup import current_name, find_variant
 from zoo.models.ancestry import Ancestor, ancestor_of, published_variant, strictest
 from zoo.models.arguments import check_arguments, check_config
 from zoo.weights import Checkpoint, KeyRules
 from zoo.weights.authors import config_beside
 from zoo.weights.hub import HUB_FILENAME, hub_file, split_id
-from zoo.weights.sources import BUNDLED
+from zoo.weights.sources import BUNDLED, Converted
 
 _logger = logging.getLogger("zoo")
 
@@ -58,6 +61,11 @@ class ZooModel(nn.Module):
     """Whether the authors' repositories have a config.json that weights are to be compared with."""
     head_name: str | None = None
     """The part that a checkpoint may lack or have in another size: then it is drawn anew, with a warning."""
+
+    file_args: Mapping[str, Callable[[Checkpoint], Any]] = {}
+    """The few constructor arguments that a checkpoint decides, whatever the catalog says: how to read each from it.
+
+    A reader gives None for a checkpoint that does not tell."""
 
     in_chans: int
     num_classes: int
@@ -112,6 +120,17 @@ class ZooModel(nn.Module):
                 return rules.fill(rules.to_zoo(tensors, name=name), self.state_dict(), name=name)
         return dict(tensors)  # no layout fits: load_pretrained's comparison says what is wrong
 
+    @classmethod
+    def args_from(cls, checkpoint: Checkpoint) -> dict[str, Any]:
+        """The arguments that a checkpoint decides (`file_args`), as far as it tells them."""
+        found = {name: read(checkpoint) for name, read in cls.file_args.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def file_metadata(self) -> dict[str, str]:
+        """What a safetensors file of this model says besides its tensors, so that `file_args` finds it there."""
+        args = {name: getattr(self, name) for name in self.file_args if hasattr(self, name)}
+        return {"model_args": json.dumps(args)} if args else {}
+
     def reference_state(self) -> dict[str, Tensor]:
         """This model's tensors under the names of the reference's checkpoints: the inverse of `convert`.
 
@@ -141,13 +160,43 @@ class ZooModel(nn.Module):
         does) and the head (`head_name`: a classifier of other classes, a dense head to be trained).
         Raises CheckpointMismatchError, CorruptWeightsError or UnsafeCheckpointError (all ValueErrors or OSErrors).
         """
-        checkpoint = weights.read_checkpoint(checkpoint_path)
-        path = checkpoint.path
+        self._load(weights.read_checkpoint(checkpoint_path))
+
+    def load_encoder(self, checkpoint: Checkpoint) -> None:
+        """Start from a checkpoint of this form's `encoder` alone, strictly; one warning says what stays at random.
+
+        Raises what `load_pretrained` does.
+        """
+        encoder: Any = self.encoder
+        encoder._load(_without_classifier(checkpoint, encoder))
+        self.ancestor = encoder.ancestor
+        others = dict.fromkeys(key.partition(".")[0] for key in self.state_dict() if not key.startswith("encoder."))
+        _logger.warning(
+            "%s: %s holds the encoder alone, so %s start at random, to be trained.",
+            *(self.pretrained_cfg["architecture"], checkpoint.path, ", ".join(others)),
+        )
+
+    def takes(self, checkpoint: Checkpoint) -> bool:
+        """Whether `load_pretrained` would load a checkpoint."""
+        try:
+            state, expected, _ = self._fit(checkpoint)
+            weights.check_state(state, expected, name="", path=checkpoint.path)
+        except CheckpointMismatchError:
+            return False
+        return True
+
+    def _fit(self, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Tensor], set[str]]:
+        """A checkpoint's tensors fitted to this model, those that it should have, and the keys that are drawn anew."""
         state = self.adapt_state(dict(self.convert(checkpoint)))
         own = self.state_dict()
         self._adapt_in_chans(state, own)
         fresh = self._fresh_head(state, own)
-        expected = {key: value for key, value in own.items() if key not in fresh}
+        return state, {key: value for key, value in own.items() if key not in fresh}, fresh
+
+    def _load(self, checkpoint: Checkpoint) -> None:
+        path = checkpoint.path
+        state, expected, fresh = self._fit(checkpoint)
+        own = self.state_dict()
         name = getattr(self, "pretrained_cfg", {}).get("architecture") or type(self).__name__
         _check_state(type(self), state, expected, name, checkpoint)
         # Tensors read from a file are views of it. The zoo's own files, which have a record, are only ever
@@ -243,6 +292,8 @@ def register_family(family: str, forms: Mapping[str, type[ZooModel]], module_nam
     for architecture, tagged in by_architecture.items():
         entrypoint = _entrypoint(tagged, _MODEL_CLS[architecture], module_name)
         setattr(module, architecture, register_model(entrypoint))
+    renamed = {old: new for old, new in RENAMED.items() if "." not in old and new.partition(".")[0] in by_architecture}
+    register_model_deprecations(module_name, renamed)  # type: ignore[arg-type]
     return default_cfgs
 
 
@@ -263,6 +314,10 @@ def _entrypoint(variants: list[Variant], model_cls: type[ZooModel], module_name:
 
     def create(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
         tag = pretrained_cfg if isinstance(pretrained_cfg, str) else first.tag
+        name = f"{first.architecture}.{tag}"
+        if (current := current_name(name)) != name:  # timm's deprecations are of architectures alone
+            warnings.warn(f"Mapping deprecated model name {name} to current {current}.", stacklevel=2)
+            pretrained_cfg = tag = current.partition(".")[2]
         variant = next((variant for variant in variants if variant.tag == tag), first)
         return _create(model_cls, variant, pretrained, pretrained_cfg, **kwargs)
 
@@ -298,29 +353,41 @@ def _create(
     overlay = dict(pretrained_cfg_overlay or {})
     if (place := _published_place(pretrained_cfg)) is not None:
         pretrained_cfg = _check_published(variant.architecture, pretrained_cfg, kwargs, place)
+    partial = overlay.pop("partial", False)  # a file may hold the encoder alone
     origin = None
+    args = dict(variant.args)
     if pretrained:
         path, origin = _weights_file(variant, pretrained_cfg, overlay, cache_dir)
         overlay.update(file=str(path), custom_load=True, source=None)
-    model = build_model_with_cfg(
-        model_cls,
-        variant.architecture,
-        pretrained,
-        pretrained_cfg=pretrained_cfg,
-        pretrained_cfg_overlay=overlay,
-        cache_dir=cache_dir,
-        feature_cfg=dict(out_indices=model_cls.default_out_indices, feature_cls="getter"),
-        kwargs_filter=None if variant.form == "encoder" else ("num_classes", "global_pool"),  # type: ignore[arg-type]
-        device="meta" if pretrained else device,
-        **{**variant.args, **kwargs},
-    )
+        if model_cls.file_args:
+            args |= _args_from(model_cls, weights.read_checkpoint(path), args, variant.architecture)
+
+    def build(pretrained: bool, device: torch.device | str | None) -> nn.Module:
+        return build_model_with_cfg(
+            model_cls,
+            variant.architecture,
+            pretrained,
+            pretrained_cfg=pretrained_cfg,
+            pretrained_cfg_overlay=overlay,
+            cache_dir=cache_dir,
+            feature_cfg=dict(out_indices=model_cls.default_out_indices, feature_cls="getter"),
+            kwargs_filter=None if variant.form == "encoder" else ("num_classes", "global_pool"),  # type: ignore[arg-type]
+            device=device,
+            **{**args, **kwargs},
+        )
+
+    if pretrained and partial and _is_of_encoder(build(False, "meta"), checkpoint := weights.read_checkpoint(path)):
+        model = build(False, device)
+        model.load_encoder(checkpoint)  # type: ignore[operator]
+    else:
+        model = build(pretrained, "meta" if pretrained else device)
     if origin is not None and isinstance(model, ZooModel):
         found = model.ancestor
         known, said = published_variant(origin), model.pretrained_cfg.get("license")
         said = known.license.lower() if known else said or (found.license if found else "")
         model.ancestor = replace(strictest(Ancestor(origin, said), *([found] if found else [])), name=origin)
     # timm adds the caller's; so a published config says all of them
-    model._model_args = dict(variant.args)  # type: ignore[assignment]
+    model._model_args = args  # type: ignore[assignment]
     return model.to(device) if pretrained and device is not None else model
 
 
@@ -351,6 +418,33 @@ def _check_published(architecture: str, pretrained_cfg: Any, kwargs: dict[str, A
     theirs = kwargs.get("pretrained_model_args") or {}
     check_arguments(architecture, {name: value for name, value in theirs.items() if kwargs.get(name) is value}, where)
     return cfg
+
+
+def _is_of_encoder(model: Any, checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint is not of the whole model, but of its encoder."""
+    encoder = getattr(model, "encoder", None)
+    if not isinstance(encoder, ZooModel) or model.takes(checkpoint):
+        return False
+    return encoder.takes(_without_classifier(checkpoint, encoder))
+
+
+def _without_classifier(checkpoint: Checkpoint, encoder: ZooModel) -> Checkpoint:
+    """A checkpoint without the classifier and its norm, which an encoder under a pretext task does not have."""
+    own = encoder.state_dict()
+    kept = {k: v for k, v in checkpoint.tensors.items() if k in own or not k.startswith(("fc_norm.", "head."))}
+    return replace(checkpoint, tensors=kept)
+
+
+def _args_from(model_cls: type[ZooModel], checkpoint: Checkpoint, args: dict[str, Any], name: str) -> dict[str, Any]:
+    """The arguments that a checkpoint decides; what differs from `args` is told."""
+    decided = model_cls.args_from(checkpoint)
+    for argument, value in decided.items():
+        if argument in args and args[argument] != value:
+            _logger.info(
+                "%s: %s is of a model with %s %r instead of %r, and that is made",
+                *(name, checkpoint.path, argument, value, args[argument]),
+            )
+    return decided
 
 
 def _weights_file(
@@ -412,11 +506,14 @@ def _check_state(
 
 def _recognize(checkpoint: Checkpoint, model_cls: type[ZooModel]) -> str | None:
     """The variant whose every tensor a checkpoint has in the right shape; one of the class `model_cls` if it can be."""
+    tried = set()
     for variant in sorted(VARIANTS, key=lambda variant: _MODEL_CLS[variant.architecture] is not model_cls):
-        layouts = _MODEL_CLS[variant.architecture].layouts.values()
-        if not any(rules.covers(checkpoint.tensors) for rules in layouts):
+        variant_cls = _MODEL_CLS[variant.architecture]
+        same = (variant_cls, repr(variant.args), variant.num_classes)  # tags of one architecture, and ResNets of many
+        if same in tried or not any(rules.covers(checkpoint.tensors) for rules in variant_cls.layouts.values()):
             continue
-        model: Any = create_model(variant.name, device="meta")
+        tried.add(same)
+        model: Any = create_model(variant.name, device="meta", **variant_cls.args_from(checkpoint))
         try:
             state = model.adapt_state(model.convert(checkpoint))
         except CheckpointMismatchError:
@@ -433,11 +530,16 @@ def fetch(name: str) -> Path:
     (zoo.errors), each in one sentence.
     """
     variant = find_variant(name)
+    return weights.fetch(variant, lambda checkpoint: convert_checkpoint(variant, checkpoint))
 
-    def convert(checkpoint: Checkpoint) -> dict[str, Tensor]:
-        model: Any = create_model(variant.name, device="meta")
-        state = model.convert(checkpoint)
-        _check_state(type(model), state, model.state_dict(), name, checkpoint)
-        return state
 
-    return weights.fetch(variant, convert)
+def convert_checkpoint(variant: Variant, checkpoint: Checkpoint) -> Converted:
+    """A reference checkpoint as the zoo's tensors of a variant, and what their safetensors file is to say besides.
+
+    Raises CheckpointMismatchError (a ValueError) for a checkpoint of something else.
+    """
+    args = _args_from(_MODEL_CLS[variant.architecture], checkpoint, variant.args, variant.name)
+    model: Any = create_model(variant.name, device="meta", **args)
+    state = model.convert(checkpoint)
+    _check_state(type(model), state, model.state_dict(), variant.name, checkpoint)
+    return Converted(state, model.file_metadata())

@@ -7,7 +7,7 @@ that a moving average of the model itself has on every level). TorchScript reads
 
 import copy
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -32,7 +32,7 @@ from zoo.models.hivit import (
     to_map,
     trunk_rules,
 )
-from zoo.weights import Drop, KeyRules, Rename
+from zoo.weights import Checkpoint, Drop, KeyRules, Rename
 
 __all__ = ["ITPN", "ITPNClip", "ITPNEma", "ITPNPixel", "Pyramid", "TokenPrediction"]
 
@@ -200,6 +200,21 @@ def pyramid_rules(ours: str = "") -> tuple[Rename, ...]:
     )
 
 
+def _size_of(*keys: str) -> Callable[[Checkpoint], int | None]:
+    """A reader of the first axis of the first of these tensors that a checkpoint has."""
+
+    def read(checkpoint: Checkpoint) -> int | None:
+        found = next((checkpoint.tensors[key] for key in keys if key in checkpoint.tensors), None)
+        return len(found) if found is not None and found.ndim else None
+
+    return read
+
+
+# One published file may have a pyramid as wide as its backbone, another a teacher of 768 instead of 512 channels.
+_FPN_DIM = _size_of("fpn_modules.0.norm2.weight", "pyramid.out16.norm2.weight", "encoder.pyramid.out16.norm2.weight")
+_TEACHER_DIM = _size_of("lm_head.weight", "head.weight")
+
+
 def _layouts(pyramid: bool) -> dict[str, KeyRules]:
     """What a backbone with or without pyramid can read."""
     dropped = "the pyramid, which a model with a classifier or with features='stages' doesn't have"
@@ -258,6 +273,7 @@ def _layouts(pyramid: bool) -> dict[str, KeyRules]:
 
 
 ITPN.layouts = _layouts(pyramid=True)
+ITPN.file_args = dict(fpn_dim=_FPN_DIM)
 
 
 class LevelEmbed(nn.Module):
@@ -339,6 +355,7 @@ class ITPNPixel(MaskedAutoencoder):
         return self.level_embed(self.encoder.forward_pyramid(image, visible))
 
 
+ITPNPixel.file_args = dict(fpn_dim=_FPN_DIM)
 ITPNPixel.layouts = {
     "iTPN pixel form, reference": KeyRules(
         *trunk_rules("encoder."), *pyramid_rules("encoder."), *decoder_rules(), *level_embed_rules()
@@ -572,6 +589,7 @@ class ITPNClip(ZooModel):
         return {name for name, _ in self.named_parameters() if name.endswith(".table")} | {"mask_token"}
 
 
+ITPNClip.file_args = dict(fpn_dim=_FPN_DIM, teacher_dim=_TEACHER_DIM)
 ITPNClip.layouts = {
     "iTPN CLIP form, reference": KeyRules(
         *trunk_rules("encoder."),

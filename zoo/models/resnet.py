@@ -258,5 +258,8 @@ class JigsawModel(PretextModel):
 default_cfgs = {
     **register_family("pirl", dict(encoder=PretextResNet, pretraining=PirlModel), __name__),
     **register_family("jigsaw", dict(encoder=PretextResNet, pretraining=JigsawModel), __name__),
+    **register_family("rotnet", dict(encoder=PretextResNet), __name__),
+    **register_family("npid", dict(encoder=PretextResNet), __name__),
+    **register_family("clusterfit", dict(encoder=PretextResNet), __name__),
     **register_family("jigclu", dict(encoder=PretextResNet, pretraining=JigsawClusteringModel), __name__),
 }

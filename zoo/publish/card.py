@@ -57,7 +57,7 @@ def make_card(
     if run is not None:
         sections.append(f"## Training\n\n{_training(run, (folder / LOSS).is_file())}")
     if metrics:
-        cells = [(m.task, m.dataset, m.name, f"{m.value:g}", m.conditions, m.source) for m in metrics]
+        cells = [(m.task, m.dataset, m.name, f"{m.value:g}", m.conditions, m.cited) for m in metrics]
         rows = [f"| {' | '.join(map(plain, row))} |" for row in cells]
         head = "| Task | Data | Measure | Value | Conditions | Source |\n| --- | --- | --- | ---: | --- | --- |"
         sections.append("## Figures\n\n" + "\n".join((head, *rows)))
@@ -87,7 +87,7 @@ def card_data(
             dataset_type=metric.dataset.lower().replace(" ", "-"),
             dataset_name=metric.dataset,
             metric_type=metric.name,
-            metric_name=f"{metric.name}, {metric.conditions}",
+            metric_name=f"{metric.name}, {metric.conditions}" + (", secondary source" if metric.secondary else ""),
             metric_value=metric.value,
         )
         for metric in metrics

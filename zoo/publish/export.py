@@ -83,6 +83,7 @@ def write_weights(
     state = model.state_dict()
     check_finite(state)
     about = {"format": "pt", "architecture": model.pretrained_cfg["architecture"], "license": license}
+    about |= model.file_metadata()
     if variant is not None:
         about["variant"] = variant.name
     elif model.ancestor is not None:

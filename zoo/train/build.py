@@ -148,7 +148,7 @@ def make_model(recipe: Recipe) -> nn.Module:
     args = check_model_args(recipe)
     if recipe.init:
         find_variant(recipe.model)  # timm's own models load less strictly
-        args |= dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(_init_file(recipe.init))))
+        args |= dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(_init_file(recipe.init)), partial=True))
     torch.manual_seed(recipe.seed)
     try:
         if recipe.model == "create_pair_model":

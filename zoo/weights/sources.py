@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock, Timeout
@@ -43,7 +43,15 @@ BUNDLED = Path(__file__).parent / "bundled"
 LOCK_FILE = Path(__file__).parent.parent / "weights.lock.json"
 NOTICE = 1.0  # seconds of waiting for another process before the user hears of it
 
-_Convert = Callable[[Checkpoint], dict[str, Tensor]]
+
+class Converted(NamedTuple):
+    """What a reference checkpoint becomes: the zoo's tensors, and what their file says besides (see `ZooModel`)."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+_Convert = Callable[[Checkpoint], Converted]
 
 
 def cache_dir() -> Path:
@@ -293,8 +301,8 @@ def _make(path: Path, downloaded: Path, variant: Variant, source: Source, digest
             files.header_digest(downloaded)
             link(downloaded, path)
         else:
-            checkpoint = read_checkpoint(downloaded)
-            files.save_safetensors(convert(checkpoint), path, {"format": "pt", "variant": variant.name})
+            tensors, metadata = convert(read_checkpoint(downloaded))
+            files.save_safetensors(tensors, path, {"format": "pt", "variant": variant.name, **metadata})
     except (CorruptWeightsError, UnsafeCheckpointError):
         _remove(downloaded)  # the next try shall not find the same file again
         raise
@@ -314,10 +322,22 @@ def _downloaded(source: Source, progress: bool) -> tuple[Path, str]:
         expected = record.get("sha256") if record else None
         get = download if source.kind == "url" else download_from_drive
         digest = get(source.location, path, expected_sha256=expected, progress=progress)
+        _compare_with_record(source, digest)
         files.write_json(
             files.record_path(path), {source.kind: source.location, "sha256": digest, "size": path.stat().st_size}
         )
         return path, digest
+
+
+def _compare_with_record(source: Source, digest: str) -> None:
+    """Say whether a first download is the file that the catalog has heard of."""
+    known = source.recorded_sha256
+    if known and digest.startswith(known):
+        _logger.info("%s: it has the SHA-256 that is recorded of it, %s", source.location, known)
+    elif known:
+        _logger.warning(
+            "%s: its SHA-256 is %s, where one record says %s; it is remembered as it is", source.location, digest, known
+        )
 
 
 def _download_path(source: Source) -> Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,10 +22,11 @@ from zoo.models.croco.tiles import (
     NO_CONFIDENCE,
     STEREO_CONFIDENCE,
     check_tiles,
+    is_confidence,
     tile_starts,
     tile_weight,
 )
-from zoo.weights import Alias, Drop, KeyRules, Rename
+from zoo.weights import Alias, Checkpoint, Drop, KeyRules, Rename
 
 
 def dpt_hooks(encoder_depth: int, decoder_depth: int = 0) -> tuple[int, int, int, int]:
@@ -35,6 +38,8 @@ def dpt_hooks(encoder_depth: int, decoder_depth: int = 0) -> tuple[int, int, int
     last = encoder_depth + decoder_depth - 1
     return last - 3 * step, last - 2 * step, last - step, last
 
+
+_logger = logging.getLogger("zoo")
 
 _CONFIDENCES = {2: STEREO_CONFIDENCE, 3: FLOW_CONFIDENCE}
 
@@ -184,6 +189,55 @@ class DensePairModel(PairModel):
         return dense
 
 
+def _reader(ours: str, theirs: str, check: Callable[[Any], Any]) -> Callable[[Checkpoint], Any]:
+    """A reader of a setting that the zoo's files tell as `ours` and the reference's `args` as `theirs`."""
+
+    def read(checkpoint: Checkpoint) -> Any:
+        own, args = checkpoint.extra.get("model_args"), checkpoint.extra.get("args")
+        if isinstance(own, str):
+            told = _plain_dict(own).get(ours)
+        else:
+            told = (args if isinstance(args, dict) else getattr(args, "__dict__", {})).get(theirs)
+        value = None if told is None else check(told)
+        if told is not None and value is None:
+            _logger.warning("%s has no usable %s; the catalog's is taken", checkpoint.path, theirs)
+        return value
+
+    return read
+
+
+def _plain_dict(text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _as_size(told: Any) -> Grid | None:
+    if (
+        not isinstance(told, (list, tuple))
+        or len(told) != 2
+        or not all(type(n) is int and 0 < n < 1 << 16 for n in told)
+    ):
+        return None
+    return told[0], told[1]
+
+
+def _as_overlap(told: Any) -> float | None:
+    return float(told) if isinstance(told, (int, float)) and 0 <= told < 1 else None
+
+
+def _as_confidence(told: Any) -> str | None:
+    return told if isinstance(told, str) and is_confidence(told) else None
+
+
+DensePairModel.file_args = dict(
+    tile_size=_reader("tile_size", "crop", _as_size),
+    tile_confidence=_reader("tile_confidence", "tile_conf_mode", _as_confidence),
+    # The reference's args have the overlap of validations between epochs, not that of the published figures.
+    tile_overlap=_reader("tile_overlap", "", _as_overlap),
+)
 DensePairModel.layouts = {
     "CroCo dense, reference": pair_rules(
         *(

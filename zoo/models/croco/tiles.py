@@ -30,6 +30,11 @@ def tile_starts(length: int, window: int, overlap: float) -> list[int]:
     return [int(start) for start in np.linspace(0, length - window, count).round()]  # halves to even, as the reference
 
 
+def is_confidence(mode: str) -> bool:
+    """Whether there is such a way of weighing tiles."""
+    return mode == NO_CONFIDENCE or bool(_EXPSIGMOID.fullmatch(mode) or _EXPBETA.fullmatch(mode))
+
+
 def check_tiles(tile: Grid, overlap: float, confidence: str) -> None:
     """Raises ImageError for settings that no image can be tiled with."""
     if min(tile) < 1 or not 0 <= overlap < 1:
@@ -37,7 +42,7 @@ def check_tiles(tile: Grid, overlap: float, confidence: str) -> None:
             f"Tiles of {tile[0]}x{tile[1]} pixels that overlap by {overlap:g} can't cover an image; "
             "choose an overlap of at least 0 and below 1."
         )
-    if confidence != NO_CONFIDENCE and not (_EXPSIGMOID.fullmatch(confidence) or _EXPBETA.fullmatch(confidence)):
+    if not is_confidence(confidence):
         raise ImageError(
             f"There is no way of weighing tiles called '{confidence}'; choose conf_expsigmoid_BETA_SCALE, such as "
             f"{STEREO_CONFIDENCE}, conf_expbetaBETA, such as conf_expbeta3, or {NO_CONFIDENCE}."
