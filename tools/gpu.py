@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -64,7 +65,7 @@ STAGES = {
 @dataclass
 class Lab:
     """Where a stage works. tiny: sizes for a CPU. deadline: on time.monotonic's clock. scratch: for its own files.
-    compiled: let trainings compile their blocks."""
+    compiled: let trainings compile their blocks. without: trainings and evaluations that are left out."""
 
     stage: str
     device: str
@@ -73,6 +74,7 @@ class Lab:
     scratch: Path
     deadline: float
     compiled: bool = False
+    without: tuple[str, ...] = ()
     started: float = field(default_factory=time.monotonic)
 
     def left(self) -> float:
@@ -199,8 +201,6 @@ def run_stage(lab: Lab, log: Path) -> None:
 
 
 def _work(lab: Lab, stage: Stage, log: Path) -> None:
-    import importlib
-
     global _console
     os.setpgrp()  # so that all of its processes can be ended together
     _console = os.dup(1)
@@ -251,6 +251,7 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES), help="which to run")
     parser.add_argument("--minutes", type=float, default=9.0, help="for all of them together")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, on the CPU")
+    parser.add_argument("--without", nargs="+", default=[], metavar="JOB", help="trainings or evaluations to leave out")
     parser.add_argument("--compile", action="store_true", help="let trainings compile their blocks")
     parser.add_argument("--output", type=Path, help="folder for what is measured; default: $OUT")
     parser.add_argument("--scratch", type=Path, help="folder for runs and logs; default: a new one for temporary files")
@@ -267,20 +268,26 @@ def main() -> None:
     logs = scratch / "logs"
     logs.mkdir(parents=True, exist_ok=True)
 
-    import zoo  # noqa: F401  (before the stages are forked: they then needn't import torch and timm)
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # whoever asks for a GPU here shall not start to use it: forks
+    chosen = [key for key in STAGES if key in args.stages]  # couldn't then
+    for key in chosen:  # before the stages are forked: they then needn't import torch and timm
+        with contextlib.suppress(Exception):  # it comes again in the stage that it is of
+            importlib.import_module(STAGES[key].module)
+    if args.tiny:
+        end = time.monotonic() + 60 * args.minutes  # a busy machine imports for a minute
 
     device = "cpu" if args.tiny else "cuda"
     about = machine(device)
     if device == "cuda" and not about["card"]:  # asking torch would keep the forked stages from using it
         parser.error("there is no GPU here; --tiny runs the same program on a CPU")
     print(json.dumps(about, indent=1), flush=True)
-    chosen = [key for key in STAGES if key in args.stages]
     for place, key in enumerate(chosen):
         limits = [STAGES[later].seconds or 0 for later in chosen[place:]]
         share = limits[0] and limits[0] * min(1.0, (end - time.monotonic()) / sum(limits))
         deadline = time.monotonic() + share if share else end
         if deadline - time.monotonic() > 2:
-            run_stage(Lab(key, device, args.tiny, output, scratch, deadline, args.compile), logs / f"stage_{key}.log")
+            options = args.compile, tuple(args.without)
+            run_stage(Lab(key, device, args.tiny, output, scratch, deadline, *options), logs / f"stage_{key}.log")
         text = write_report(output, about, logs)
     print(f"\n{text}", flush=True)
 

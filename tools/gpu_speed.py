@@ -262,7 +262,7 @@ def _captured(run: Callable[[], object]) -> Callable[[], object]:
 
 STEPS = {  # the recipe, samples of a step on the card, and the ways it is computed, in the order of their worth
     "crocov2_large": (64, ("eager", "compiled", "checkpointed", "compiled checkpointed")),
-    "convmae_base": (256, ("eager", "dense", "compiled", "dense compiled", "checkpointed")),
+    "convmae_base": (128, ("eager", "dense", "compiled", "dense compiled", "checkpointed")),
     "itpn_base_pixel": (256, ("eager", "compiled", "checkpointed")),
     "pirl_resnet50": (64, ("eager", "channels-last", "channels-last compiled")),
 }
@@ -396,7 +396,7 @@ def scenes(lab: Lab) -> None:
             return dict(pairs_per_second=count / took, **_gib(lab))
 
         lab.attempt(f"drawn and rendered, {size}x{size}", draw, batch=count)
-    ways = (("eager", 0), ("graph", 3), ("compiled", 15))
+    ways = (("eager", 0), ("graph", 3), ("blocks compiled", 15), ("blocks and scenes compiled", 25))
     for how, needs in ways[:1] if lab.tiny else ways:
         for size in (4,) if lab.tiny else (512,):
             work = partial(_train_on_scenes, lab, size, how)
@@ -406,15 +406,17 @@ def scenes(lab: Lab) -> None:
 
 
 def _train_on_scenes(lab: Lab, size: int, how: str) -> dict[str, Any]:
-    """A training step from the scenes' numbers on. "graph": everything as one CUDA graph."""
+    """A training step from the scenes' numbers on. how: "graph" is everything as one CUDA graph."""
     device = _fill(lab)
     recipe = load_recipe("croco_nano_rich", {"batch_size": size})
     source = build.make_source(recipe)
     objective = _objective(recipe, device)
     loader = make_loader(source, objective.transform, StepSampler(len(source), size, 0, 0, 1, 1, 0, 1), 0, False)
     batch = {key: value.to(device) for key, value in next(iter(loader)).items()}
-    if how == "compiled":
+    if "blocks" in how:
         compile_blocks(objective, _backend(lab))
+    if "scenes" in how:
+        source.compile()
     optimizer = build.make_optimizer(recipe, objective, fused=device == "cuda")
     if how == "graph":
         for group in optimizer.param_groups:

@@ -1,14 +1,15 @@
 """Stage f of tools/gpu.py: small models trained on one card, several processes at a time, and what they are worth.
 
-The order: the small CroCo and, beside it, the masked autoencoder that it is compared with; from them stereo, flow and
-pointmaps; beside and after these the evaluations. Each job has its share of the stage's time. Trainings measure their
-own speed, among the others, and take as many steps as fit (`zoo train --minutes`); one that doesn't finish in time is
-told to stop, and the weights of its checkpoint are taken. Whatever is finished is packed at once.
+The order: the small CroCo and, beside it, three seeds of what it is compared with (`zoo eval ordering`: CroCo and a
+masked autoencoder, shorter and as long as each other); from the one pointmaps and flow, from the others what
+pretraining is worth for stereo; beside and after these the evaluations. Each job has its share of the stage's time.
+Trainings measure their own speed, among the others, and take as many steps as fit (`zoo train --minutes`); one that
+doesn't finish in time is told to stop, and the weights of its checkpoint are taken. Whatever is finished is packed at
+once.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import multiprocessing
@@ -17,7 +18,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,8 @@ from safetensors.torch import load_file, save
 
 from tools.gpu import Lab
 from zoo import cli
-from zoo.train.engine import train
 from zoo.train.preview import fit_to_time
-from zoo.train.recipe import load_recipe, recipe_names
+from zoo.train.recipe import load_recipe
 from zoo.train.run import read_log
 from zoo.weights import save_safetensors
 from zoo.weights.files import write_json
@@ -44,15 +44,16 @@ KEPT = ("recipe.yaml", "log.jsonl", "loss.png", "results.json")  # of a run, bes
 class Job:
     """A process. work: what it does in so many seconds: arguments of `zoo`, made when it starts, or a function's call.
 
-    after: jobs that have to be finished. begin, end: shares of the stage's time, from when it may run and until when;
-    late: by how much it may take longer, if it can't finish otherwise. run: the folder of a training. shown: last lines
-    of its output that the terminal gets.
+    after: jobs that have to be finished. ready: what has to be true besides. begin, end: shares of the stage's time,
+    from when it may run and until when; late: by how much it may take longer, if it can't finish otherwise. run: the
+    folder of a training. shown: last lines of its output that the terminal gets.
     """
 
     name: str
     work: Callable[[float], list[str] | None]
     end: float
     after: tuple[str, ...] = ()
+    ready: Callable[[], bool] = lambda: True
     begin: float = 0.0
     late: float = 0.0
     run: Path | None = None
@@ -94,7 +95,7 @@ class Jobs:
             self._skip(job, f"without {', '.join(lost)}")
         elif left < (2 if self.lab.tiny else START):
             self._skip(job, f"{left:.0f} s were left")
-        elif self.now() >= job.begin and all(other.state == "done" for other in before):
+        elif self.now() >= job.begin and all(other.state == "done" for other in before) and job.ready():
             job.started, job.state = time.monotonic(), "running"
             job.process = multiprocessing.get_context("fork").Process(target=self._work, args=(job, left))
             job.process.start()
@@ -206,9 +207,8 @@ def pack(lab: Lab) -> None:
                     archive.addfile(entry, io.BytesIO(data))
 
 
-CROCO, MAE = "croco_nano_rich", "mae_nano_rich"
-WHOLE = (CROCO, "croco_nano")  # whose weights come back in float32
-_ORDER = (CROCO, "dust3r_nano", "croco_nano_flow", "stereo_croco_0", MAE)
+WHOLE = ("croco_nano_rich", "croco_nano")  # whose weights come back in float32
+_ORDER = ("croco_nano_rich", "dust3r_nano", "croco_nano_flow", "stereo_croco_0", "croco_0", "mae_0", "mae_nano")
 
 
 def _worth(name: str) -> tuple[int, str]:
@@ -225,107 +225,125 @@ def in_half(weights: Path) -> bytes:
 
 # --- The plan -----------------------------------------------------------------------------------------------
 
-ON_DEVICE = {"data.draw": "device", "data.render": "device"}
+ON_DEVICE = {"data.draw": "device", "data.render": "device", "validation": {}}
+FEW_CHECKPOINTS = {"checkpoint_steps": 100_000, "log_steps": 20}  # a run that is told to stop writes one, too
 TINY = {"batch_size": 4, "log_steps": 1, "checkpoint_steps": 10}
-WITHOUT_CHECKPOINTS = {"checkpoint_steps": 100_000, "log_steps": 20}  # a run that is told to stop writes one, too
+CROCO = "croco_nano_rich"
+SEEDS = range(3)
+LATE = 0.05  # of the stage's time
+PRETRAINED, TUNED = 0.56, 0.86  # shares of the time, when each kind of training is to end
+MEASURING = 45.0  # seconds of an ordering's evaluations, behind its trainings
+BESIDE = 1 / 3  # of the speed among the pretrainings is left to each of stereo's trainings
+UNMEASURED = 20.0  # steps a second, where a trial failed
 
 
 def training(lab: Lab) -> None:
     """Everything, see the top of this file."""
     runs, results = lab.scratch / "runs", lab.scratch / "results"
-    for folder in (runs, results, lab.scratch / "logs"):
+    for folder in (runs / "3d", results, lab.scratch / "logs"):
         folder.mkdir(parents=True, exist_ok=True)
-    changes = TINY if lab.tiny else ON_DEVICE | WITHOUT_CHECKPOINTS | {"validation": {}}
-    Jobs(lab, plan(lab, runs, results, changes)).run()
+    jobs = tiny_plan(lab, runs, results) if lab.tiny else plan(lab, runs, results)
+    Jobs(lab, [job for job in jobs if job.name not in lab.without]).run()
     pack(lab)
 
 
-def plan(lab: Lab, runs: Path, results: Path, changes: dict[str, Any]) -> list[Job]:
-    """The jobs that this version of the zoo has recipes and evaluations for, in the order of their worth."""
-    workers = 0 if lab.tiny else 2
-    start_up = 0.0 if lab.tiny else START
-    options = ["--workers", str(workers), *(["--compile"] if lab.compiled else [])]
-    croco, mae = (runs / name for name in (("croco_nano", "mae_nano") if lab.tiny else (CROCO, MAE)))
-
-    def trained(recipe: str, run: Path, end: float, after: tuple[str, ...] = (), init: Path | None = None) -> Job:
-        """A training that measures itself how many steps there is time for."""
-
-        def work(seconds: float) -> list[str]:
-            minutes = max(0.05, (seconds - start_up) / 60)
-            first = ["--init", str(init)] if init is not None else []
-            sets = [f"--set={key}={value}" for key, value in changes.items()]
-            return ["train", recipe, "--minutes", f"{minutes:.3f}", "--output", str(run), *first, *options, *sets]
-
-        return Job(run.name, work, end, after, late=LATE, run=run)
-
-    def follow(seconds: float) -> None:
-        train_alike(mae.name, changes, mae, croco, seconds - start_up, workers, lab.compiled)
-
-    first = 0.6
-    jobs = [trained(croco.name, croco, first), Job(mae.name, follow, first, late=LATE, run=mae)]
-    pairs = ["eval", "pairs", str(croco), "--output", str(results / "pairs.json")]
-    pairs += ["--picture", str(results / "pairs.png"), "--pairs", "8" if lab.tiny else "500"]
-    jobs.append(Job("pairs", lambda seconds: pairs, 1.0, (croco.name,), threads=4, shown=40))
-    if "dust3r_nano" in recipe_names() and not lab.tiny:
-        dust3r = runs / "dust3r_nano"
-        jobs.append(trained("dust3r_nano", dust3r, 0.86, (croco.name,), init=croco))
-        points = ["eval", "points", str(dust3r), "--output", str(results / "points.json")]
-        points += ["--picture", str(results / "points.png")]
-        jobs.append(Job("points", lambda seconds: points, 1.0, ("dust3r_nano",), threads=4, shown=30))
-    if "croco_nano_flow" in recipe_names() and not lab.tiny:
-        jobs.append(trained("croco_nano_flow", runs / "croco_nano_flow", 0.86, (croco.name,), init=croco))
-    if importlib.util.find_spec("zoo.evaluate.stereo_ordering") and not lab.tiny:
-        jobs += stereo(lab, runs, results, first)
-    return jobs
-
-
-LATE = 0.05  # of the stage's time
-STEREO = "croco_nano_stereo"
-BESIDE = 3 / 12  # of the speed among three processes is left among all of stereo's, and two others
-UNMEASURED = 20.0  # steps a second, if the trial fails
-MEASURING = 45.0  # seconds behind the trainings
-
-
-def stereo(lab: Lab, runs: Path, results: Path, first: float) -> list[Job]:
-    """What pretraining is worth for stereo, three seeds of fine-tuning from one pretraining each; a trial at the end of
-    the pretrainings says how many steps there is time for."""
-    speed = results / "stereo_speed.json"
-
-    def trial(seconds: float) -> None:
-        write_json(speed, steps_per_second(STEREO, ON_DEVICE | {"validation": {}}))
-
-    def compare(seconds: float) -> list[str]:
-        for recipe in ("croco_nano", "mae_nano"):
-            for seed in range(3):
-                (runs / "3d").mkdir(exist_ok=True)
-                (runs / "3d" / f"{recipe}_{seed}").symlink_to(runs / f"{recipe}_rich")
-        rate = BESIDE * (json.loads(speed.read_text("utf-8")) if speed.exists() else UNMEASURED)
-        steps = max(50, int(rate * (seconds - START - MEASURING)))
-        pretraining = read_log(runs / CROCO)[-1]["step"]
-        where = ["--output", str(results / "ordering.md"), "--runs", str(runs / "3d")]
-        sizes = ["--pretraining-steps", str(pretraining), "--steps", str(steps), "--seeds", "3", "--jobs", "9"]
-        return ["eval", "stereo-ordering", *where, *sizes, "--render", "device"]
-
+def plan(lab: Lab, runs: Path, results: Path) -> list[Job]:
+    """The jobs in the order of their worth."""
+    changes = ON_DEVICE | FEW_CHECKPOINTS
+    croco, dust3r = runs / CROCO, runs / "dust3r_nano"
+    tuned = [("dust3r_nano", dust3r), ("croco_nano_flow", runs / "croco_nano_flow")]
     return [
-        Job("stereo_trial", trial, first + 0.02, begin=first - 0.1),
-        Job("stereo", compare, 0.98, (CROCO, MAE), shown=20),
+        trained(lab, CROCO, croco, changes, PRETRAINED),
+        *ordering(lab, runs / "3d", results),
+        evaluated("pairs", croco, results, "--pairs", "500"),
+        *(trained(lab, recipe, run, changes, TUNED, init=croco) for recipe, run in tuned),
+        evaluated("points", dust3r, results),
+        *stereo(lab, runs / "3d", results),
     ]
+
+
+def tiny_plan(lab: Lab, runs: Path, results: Path) -> list[Job]:
+    """The same program where there is no GPU."""
+    croco, mae = runs / "croco_nano", runs / "mae_nano"
+    return [
+        trained(lab, "croco_nano", croco, TINY, PRETRAINED),
+        trained(lab, "mae_nano", mae, TINY, PRETRAINED),
+        evaluated("pairs", croco, results, "--pairs", "8"),
+    ]
+
+
+def trained(lab: Lab, recipe: str, run: Path, changes: dict[str, Any], end: float, init: Path | None = None) -> Job:
+    """A training that measures itself how many steps there is time for. init: the run that it starts from."""
+
+    def work(seconds: float) -> list[str]:
+        minutes = max(0.05, (seconds - (0 if lab.tiny else START)) / 60)
+        options = ["--minutes", f"{minutes:.3f}", "--output", str(run), "--workers", "0" if lab.tiny else "2"]
+        options += ["--init", str(init)] if init is not None else []
+        options += ["--compile"] if lab.compiled else []
+        return ["train", recipe, *options, *(f"--set={key}={value}" for key, value in changes.items())]
+
+    after = () if init is None else (init.name,)
+    return Job(run.name, work, end, after, late=LATE, run=run)
+
+
+def evaluated(kind: str, run: Path, results: Path, *options: str) -> Job:
+    """`zoo eval pairs` or points of a run."""
+    arguments = ["eval", kind, str(run), "--output", str(results / f"{kind}.json")]
+    arguments += ["--picture", str(results / f"{kind}.png"), *options]
+    return Job(kind, lambda seconds: arguments, 0.99, (run.name,), threads=4, shown=40)
+
+
+def ordering(lab: Lab, runs: Path, results: Path) -> list[Job]:
+    """CroCo, a masked autoencoder and no pretraining, a process for each seed, of as many steps as the first seed's
+    trial finds time for; then the page."""
+    plan = results / "ordering_steps.json"
+    page = ["eval", "ordering", "--kind", "nano_rich", "--runs", str(runs), "--output", str(results / "ordering.md")]
+
+    def seed_of(seed: int) -> Callable[[float], list[str]]:
+        def work(seconds: float) -> list[str]:
+            begun = time.monotonic()
+            rate = steps_per_second(CROCO, ON_DEVICE)  # also of the other seeds: all measure among all
+            if seed == 0:
+                left = PRETRAINED / TUNED * seconds - START - (time.monotonic() - begun)
+                write_json(plan, dict(steps=max(50, int(0.45 * left * rate)), rate=rate))  # of two trainings
+            while not plan.exists() and time.monotonic() < begun + 60:
+                time.sleep(0.1)
+            steps = json.loads(plan.read_text("utf-8"))["steps"]
+            return [*page, "--steps", str(steps), "--only", str(seed)]
+
+        return work
+
+    def whole(seconds: float) -> list[str]:
+        steps = json.loads(plan.read_text("utf-8"))["steps"]
+        return [*page, "--steps", str(steps), "--seeds", str(len(SEEDS))]
+
+    names = tuple(f"ordering_{seed}" for seed in SEEDS)
+    seeds = [Job(name, seed_of(seed), TUNED) for seed, name in zip(SEEDS, names)]
+    return [*seeds, Job("ordering", whole, 1.0, names, shown=20)]
+
+
+def stereo(lab: Lab, runs: Path, results: Path) -> list[Job]:
+    """What pretraining is worth for stereo: three seeds of fine-tuning from the ordering's runs and from scratch."""
+    starts = dict(croco="croco_nano", mae="mae_nano")  # as the ordering's folders and stereo's are called
+
+    def pretrained() -> bool:
+        return all((runs / f"{name}_{seed}" / "model.safetensors").exists() for name in starts for seed in SEEDS)
+
+    def work(seconds: float) -> list[str]:
+        for name, as_stereo in starts.items():
+            for seed in SEEDS:
+                (runs / f"{as_stereo}_{seed}").symlink_to(runs / f"{name}_{seed}")
+        trial = results / "ordering_steps.json"
+        rate = json.loads(trial.read_text("utf-8"))["rate"] if trial.exists() else UNMEASURED
+        steps = max(50, int(BESIDE * rate * (seconds - START - MEASURING)))
+        where = ["--output", str(results / "stereo.md"), "--runs", str(runs), "--render", "device"]
+        sizes = ["--steps", str(steps), "--seeds", str(len(SEEDS)), "--jobs", str(3 * len(SEEDS))]
+        return ["eval", "stereo-ordering", *where, *sizes]
+
+    return [Job("stereo", work, 0.97, ready=pretrained, shown=20)]
 
 
 def steps_per_second(recipe: str, changes: dict[str, Any]) -> float:
     """Of a recipe, among what else runs now."""
     fitted = fit_to_time(load_recipe(recipe, changes), 120.0, workers=1)
     return fitted.schedule.length / 120.0
-
-
-def train_alike(
-    name: str, changes: dict[str, Any], run: Path, leader: Path, seconds: float, workers: int, compiled: bool
-) -> None:
-    """Train a recipe for as many steps as another run that is under way, once both have measured their speed."""
-    recipe = fit_to_time(load_recipe(name, changes), seconds, workers=workers, compiled=compiled)
-    waited = time.monotonic()
-    while not (leader / "recipe.yaml").exists() and time.monotonic() < waited + 60:
-        time.sleep(0.1)
-    theirs = load_recipe(leader / "recipe.yaml").schedule
-    schedule = replace(recipe.schedule, length=theirs.length, warmup=theirs.warmup)
-    train(replace(recipe, schedule=schedule), run, workers=workers, compiled=compiled, progress=False)

@@ -50,7 +50,6 @@ def test_training(tmp_path: Path) -> None:
     rows = {row["name"]: row for row in stages["f"]}
     for name in ("croco_nano", "mae_nano"):  # finished or, on a busy machine, stopped in time
         assert rows[name]["steps"] > 0 and rows[name]["ended"] in ("finished", "stopped at its time"), rows
-    assert rows["croco_nano"]["of"] == rows["mae_nano"]["of"], "as many steps"
     assert "pairs" in rows and rows["the stage"]["ended"] == "finished"
 
     files = {path.name: path.stat().st_size for path in tmp_path.iterdir() if path.is_file()}
