@@ -106,10 +106,16 @@ def _entry_point(architecture: str) -> Callable[..., nn.Module]:
 def _is_dust3rs(config: str | os.PathLike[str]) -> bool:
     """Whether a repository is DUSt3R's or a descendant's, whose config names arguments, not an architecture."""
     try:
-        with open(config, encoding="utf-8") as file:
-            return "enc_embed_dim" in json.load(file)
-    except (OSError, ValueError, TypeError):
+        return "enc_embed_dim" in _read_config(config)
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
+
+
+def _read_config(config: str | os.PathLike[str]) -> Any:
+    if not os.path.isfile(config):  # a pipe would be waited for
+        raise FileNotFoundError(config)
+    with open(config, encoding="utf-8") as file:
+        return json.load(file)
 
 
 def _create_published(
@@ -117,9 +123,8 @@ def _create_published(
 ) -> nn.Module:
     """What `zoo push` has published: timm makes it from its config, if that is of the architecture asked for."""
     try:
-        with open(config, encoding="utf-8") as file:
-            theirs = json.load(file)["architecture"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        theirs = _read_config(config)["architecture"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise errors.CheckpointMismatchError(
             f"{name} has no config.json that names an architecture, so it is not from `zoo push`; give its weights "
             "file by its path."

@@ -21,6 +21,8 @@ def find_variant(name: str) -> Variant:
             return variant
     import difflib  # only for the error, so that `zoo list` starts fast
 
+    if len(name) > 200:  # a file's, maybe, of any length
+        name = f"{name[:100]}..."
     known = [variant.name for variant in VARIANTS]
     # what was typed is often the beginning of a long name
     likeness = {other: difflib.SequenceMatcher(None, name, other[: len(name) + 2]).ratio() for other in known}

@@ -6,6 +6,10 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -376,3 +380,40 @@ def test_models_that_would_not_load_back(tmp_path: Path) -> None:
         with pytest.raises(PublishError, match=message):
             publish.export_model(model, tmp_path, REPO)
     publish.export_model(torch.compile(tiny()), tmp_path, REPO)  # type: ignore[arg-type]  # the same weights
+
+
+def test_killed_pushes_leave_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kill -9 in the middle of `zoo push`; the next one removes the copy of the weights that it has left."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    program = f"""
+import os, signal
+from zoo import publish
+from zoo.publish import export
+export.draw_example = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+with publish.workspace() as folder:
+    publish.export_run({str(run)!r}, folder, "owner/model")
+"""
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    assert subprocess.run([sys.executable, "-c", program], env=environment).returncode == -signal.SIGKILL
+    assert list(temporary.rglob("model.safetensors"))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with publish.workspace() as one, publish.workspace() as other:
+        assert one.is_dir() and other.is_dir() and not list(temporary.rglob("model.safetensors"))
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize("place", ["config.json", "card"])
+def test_folders_whose_weights_say_nothing(tmp_path: Path, place: str) -> None:
+    """Then the other files of an exported folder still do."""
+    model = tiny()
+    model.ancestor = Ancestor("somebody/theirs", "cc-by-nc-4.0" if place == "config.json" else "mit")
+    folder = publish.export_model(model, tmp_path / "out", REPO)
+    path = folder / "model.safetensors"
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    save_safetensors(tensors, path, {"format": "pt"})
+    base = "" if place == "config.json" else "base_model: me/croco_base_patch16_224.habitat\n"
+    (folder / "README.md").write_text(f"---\nlicense: mit\n{base}---\n# Mine\n")
+    with pytest.raises(PublishError, match="can't be published under mit"):
+        publish.check_folder(folder)

@@ -108,6 +108,10 @@ def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tens
     save_safetensors(tensors, path, {"run": json.dumps(state)})
 
 
+def nested(depth: int) -> dict[str, Any]:
+    return {"x": nested(depth - 1)} if depth else {}
+
+
 TENSOR = "objective.model.decoder.mask_token"
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
@@ -123,6 +127,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a step beyond": lambda path: rewritten(path, lambda state, _: state.update(step=10**12)),
     "half a step": lambda path: rewritten(path, lambda state, _: state.update(step=2.5)),
     "no recipe": lambda path: rewritten(path, lambda state, _: state.update(recipe=7)),
+    "a nested recipe": lambda path: rewritten(path, lambda state, _: state["recipe"].update(data=nested(500))),
     "no seconds": lambda path: rewritten(path, lambda state, _: state.update(seconds="long")),
     "tensors missing": lambda path: rewritten(
         path, lambda _, tensors: tensors.pop("objective.model.decoder.mask_token")
@@ -259,7 +264,7 @@ def test_recipe_is_written_over_no_link(tmp_path: Path) -> None:
     treasure.write_text("gold")
     folder = tmp_path / "run"
     folder.mkdir()
-    for name in ("recipe.yaml", "log.jsonl", "model.safetensors"):
+    for name in ("recipe.yaml", "log.jsonl", "model.safetensors", "loss.png", "run.lock"):
         (folder / name).symlink_to(treasure)
     run(folder)
     assert treasure.read_text() == "gold"

@@ -38,13 +38,10 @@ def push(
 
     Example: zoo push runs/croco_nano --repo me/croco_nano_rooms --private
     """
-    import tempfile
-
     from zoo import publish
 
     publish.check_repository(repo)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+    with publish.workspace() as folder:
         if (source / publish.CONFIG).is_file():
             publish.copy_published(source, folder)
             publish.check_folder(folder, license)

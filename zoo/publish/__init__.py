@@ -6,7 +6,6 @@ card, pictures, the run's recipe, and SHA256SUMS. Tokens are huggingface_hub's o
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 
 from huggingface_hub import CommitInfo
@@ -34,6 +33,7 @@ from zoo.publish.folder import (
 from zoo.publish.hub import upload
 from zoo.publish.licenses import DEFAULT_LICENSE, choose_license
 from zoo.publish.runs import Run
+from zoo.publish.temporary import workspace
 
 __all__ = [
     "CARD",
@@ -61,6 +61,7 @@ __all__ = [
     "make_card",
     "push_to_hub",
     "upload",
+    "workspace",
     "write_sums",
     "write_weights",
 ]
@@ -90,6 +91,6 @@ def push_to_hub(
 
     >>> zoo.push_to_hub(model, "me/croco_nano_rooms", license="mit")
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with workspace() as folder:
         export_model(model, folder, repo, license=license, datasets=datasets, metrics=metrics)
         return upload(folder, repo, private=private, revision=revision, create_pr=create_pr, force=force)

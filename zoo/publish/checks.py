@@ -20,7 +20,7 @@ from zoo.errors import PublishError, UnknownVariantError, ZooError
 from zoo.lookup import find_variant
 from zoo.models import ZooModel
 from zoo.models._masked import PatchPredictor
-from zoo.models.ancestry import ancestor_of
+from zoo.models.ancestry import Ancestor, ancestor_of, published_variant
 from zoo.publish.folder import CARD, CONFIG, metadata_of, own_file, write_sums
 from zoo.publish.licenses import DEFAULT_LICENSE, choose_license
 from zoo.train.plain_yaml import PlainYamlError, read_yaml
@@ -167,13 +167,27 @@ def check_folder(folder: str | Path, license: str | None = None) -> None:
     _check_architecture(folder / CONFIG)
     loaded = check_loads_back(folder)
     check_finite(loaded.state_dict())
-    claimed = _license_of(folder / CARD)
+    card = _metadata_of_card(folder / CARD)
+    claimed = _license_of(card, folder / CARD)
     if license is not None and license.lower() != claimed.lower():
         raise PublishError(f"{folder / CARD} says that the license is {claimed}, not {license}; change it there.")
+    for ancestor in _origins(folder, card):
+        choose_license(claimed, ancestor)
+    write_sums(folder)
+
+
+def _origins(folder: Path, card: dict[str, Any]) -> Iterator[Ancestor | None]:
+    """What the weights of a folder started from, by each of its files that says so."""
     about = metadata_of(folder / HUB_FILENAME)
     if about.keys() & {"license", "base_model", "variant"}:
-        choose_license(claimed, ancestor_of(about, "those of this file", ""))
-    write_sums(folder)
+        yield ancestor_of(about, "those of this file", "")
+    license = json.loads((folder / CONFIG).read_bytes()).get("pretrained_cfg", {}).get("license")
+    if isinstance(license, str):
+        yield Ancestor(f"those of its {CONFIG}", license)
+    bases = card.get("base_model") or []
+    for name in bases if isinstance(bases, list) else [bases]:
+        if isinstance(name, str) and (variant := published_variant(name)) is not None:
+            yield Ancestor(name, variant.license.lower())
 
 
 def _check_architecture(config: Path) -> None:
@@ -185,15 +199,19 @@ def _check_architecture(config: Path) -> None:
         raise PublishError(f"{config} names no architecture of the zoo; export the model again.") from error
 
 
-def _license_of(card: Path) -> str:
-    """The license that a card's metadata names. Raises PublishError for metadata that the Hub would refuse."""
+def _metadata_of_card(card: Path) -> dict[str, Any]:
+    """What stands at the top of a card. Raises PublishError for what the Hub could not read."""
     text = card.read_text("utf-8", "replace")
     front = re.match(r"\s*---\r?\n(.*?)\r?\n---(\r?\n|$)", text, re.DOTALL)
     try:
         data = read_yaml(front[1]) if front else None
     except PlainYamlError as error:
         raise PublishError(f"The metadata at the top of {card} can't be read ({error}); correct it.") from error
-    claimed = data.get("license") if isinstance(data, dict) else None
+    return data if isinstance(data, dict) else {}
+
+
+def _license_of(metadata: dict[str, Any], card: Path) -> str:
+    claimed = metadata.get("license")
     if not isinstance(claimed, str):
         raise PublishError(f"{card} names no license; add a line such as 'license: {DEFAULT_LICENSE}'.")
     return claimed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from zoo.lookup import find_variant
 from zoo.models.ancestry import Ancestor, published_variant, strictest
 from zoo.publish.folder import CONFIG, RECIPE, metadata_of, own_file, write_text
 from zoo.publish.private import last_name
+from zoo.publish.temporary import workspace
 from zoo.train.recipe import Recipe, load_recipe
 from zoo.weights import files, save_safetensors
 from zoo.weights.hub import HUB_FILENAME
@@ -64,8 +64,8 @@ def read_run(run: str | Path) -> tuple[nn.Module, Run]:
         classes, metrics = _classes(results), _figures(recipe, results)
         state = Run(recipe, rows, _steps(about.get("steps"), weights), True, classes, metrics)
     elif (checkpoint := own_file(run, CHECKPOINT)) is not None:
-        with tempfile.TemporaryDirectory() as temporary:
-            path = Path(temporary) / HUB_FILENAME
+        with workspace() as temporary:
+            path = temporary / HUB_FILENAME
             steps = _take_weights(checkpoint, path, recipe)
             model = _model_of_run(recipe, path)
         state = Run(recipe, [row for row in rows if row["step"] <= steps], steps, finished=False)

@@ -51,19 +51,22 @@ def read_yaml(text: str) -> Any:
         raise
     except (ValueError, TypeError, OverflowError, RecursionError, LookupError) as error:  # of numbers and dates
         raise PlainYamlError(str(error).partition("\n")[0] or "it is nested too deep") from error
-    _check(content)
+    check_plain(content)
     return content
 
 
-def _check(content: Any) -> None:
+def check_plain(content: Any, depth: int = 0) -> None:
+    """Raise PlainYamlError (a ValueError) for what `read_yaml` would not have given, from wherever it is."""
+    if depth > MAX_DEPTH:
+        raise PlainYamlError(f"it is nested more than {MAX_DEPTH} levels deep")
     if isinstance(content, dict):
         if odd := [key for key in content if not isinstance(key, str)]:
             raise PlainYamlError(f"the name {odd[0]!r} is no text; write it in quotes")
         for value in content.values():
-            _check(value)
+            check_plain(value, depth + 1)
     elif isinstance(content, list):
         for value in content:
-            _check(value)
+            check_plain(value, depth + 1)
     elif isinstance(content, int):
         if abs(content) >= 1 << 63:
             raise PlainYamlError("it has a number beyond all measure")

@@ -23,6 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from zoo.errors import CorruptWeightsError, DivergedError, StorageError, TrainingError, ZooError
+from zoo.train.plain_yaml import check_plain
 from zoo.train.recipe import Recipe, parse_recipe
 from zoo.train.schedule import Plan
 from zoo.weights import files, save_safetensors
@@ -63,9 +64,12 @@ class Run:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        lock = FileLock(self.folder / "run.lock")
+        path = self.folder / "run.lock"
+        lock = FileLock(path)
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
+            if path.is_symlink():  # what it leads to would be emptied
+                path.unlink()
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -303,6 +307,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise ValueError("its step is no number of steps")
         if not (type(state["seconds"]) in (int, float) and isinstance(state["recipe"], dict)):
             raise ValueError("it names no recipe")
+        check_plain(state)
         if not isinstance(state.get("best"), (dict, type(None))):
             raise ValueError("its best validation is none")
     except KeyError as error:
@@ -342,7 +347,8 @@ def draw_loss(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     axes.set(title=f"{title}: training loss", xlabel="step", ylabel="loss")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    with files.atomic_writer(path) as file:
+        figure.savefig(file, dpi=120, format="png")
 
 
 def _ancestry(model: nn.Module) -> dict[str, str]:
