@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zoo import geometry
 from zoo.errors import GeometryError
-from zoo.scenes import SceneConfig, ScenePairs
+from zoo.scenes import GEOMETRY, SceneConfig, ScenePairs
 
 NOISE, OUTLIERS = 0.02, 0.2  # share of a point's distance; share of the points
 
@@ -20,7 +20,7 @@ NOISE, OUTLIERS = 0.02, 0.2  # share of a point's distance; share of the points
 def scene(index: int, size: tuple[int, int] = (128, 160)) -> dict[str, Tensor]:
     """A rendered pair: intrinsics, pose, and each view's true points in its own frame (points1, points2) and view 2's
     in camera 1's (points21)."""
-    pairs = ScenePairs(SceneConfig(image_size=size), seed=5, length=index + 1, geometry=True)
+    pairs = ScenePairs(SceneConfig(image_size=size), seed=5, length=index + 1, truths=GEOMETRY)
     sample = {key: torch.as_tensor(value) for key, value in pairs[index].items()}
     sample["points1"], sample["points2"] = (
         geometry.unproject(sample[f"depth{i}"], sample["intrinsics"]) for i in (1, 2)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from zoo.errors import DataError, RecipeError
-from zoo.scenes import SceneConfig, ScenePair, ScenePairs, render_pair, sample_scene
+from zoo.scenes import GEOMETRY, SceneConfig, ScenePair, ScenePairs, render_pair, sample_scene
 from zoo.scenes.photos import SKIMAGE, texture_files
 
 CONFIG = SceneConfig()
@@ -259,7 +259,7 @@ def test_dataset(pairs):
     item = pickle.loads(pickle.dumps(dataset))[4]
     assert list(item) == ["image1", "image2"]
     np.testing.assert_array_equal(item["image1"], pairs[4].img1)
-    item = ScenePairs(CONFIG, seed=7, length=10, geometry=True)[4]
+    item = ScenePairs(CONFIG, seed=7, length=10, truths=GEOMETRY)[4]
     assert list(item) == ["image1", "image2", "depth1", "depth2", "intrinsics", "pose", "flow", "covisible"]
     np.testing.assert_array_equal(item["flow"], pairs[4].flow)
     for index in (-1, 10):

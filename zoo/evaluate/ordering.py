@@ -46,7 +46,7 @@ from zoo.layers.patchify import patchify, unpatchify
 from zoo.models.croco import PairModel
 from zoo.scenes import Scene, SceneConfig, sample_scene
 from zoo.scenes.draw_torch import draw_scenes
-from zoo.scenes.render_torch import constant, draw_batch, render, render_views, stack_scenes
+from zoo.scenes.render_torch import draw_batch, render, render_views, stack_scenes
 from zoo.train import engine
 from zoo.train.data.sources import make_source
 from zoo.train.recipe import Recipe, load_recipe
@@ -85,7 +85,7 @@ class Sizes:
 
 def to_input(images: Tensor, model: Any) -> Tensor:
     """uint8 images (B, 3, H, W) -> the model's input."""
-    mean, std = (constant(tuple(model.pretrained_cfg[key]), images.device).view(3, 1, 1) for key in ("mean", "std"))
+    mean, std = (torch.tensor(model.pretrained_cfg[key], device=images.device).view(3, 1, 1) for key in ("mean", "std"))
     return (images / 255 - mean) / std
 
 

@@ -15,11 +15,13 @@ along the ray.
 
 from zoo.scenes.config import SceneConfig
 from zoo.scenes.draw import sample_scene
-from zoo.scenes.pairs import SceneImages, ScenePairs
+from zoo.scenes.pairs import GEOMETRY, TRUTHS, SceneImages, ScenePairs
 from zoo.scenes.render import ScenePair, render_pair
 from zoo.scenes.scene import Scene, Solids, Surfaces
 
 __all__ = [
+    "GEOMETRY",
+    "TRUTHS",
     "Scene",
     "SceneConfig",
     "SceneImages",

@@ -17,7 +17,7 @@ from zoo.scenes.config import SceneConfig
 from zoo.scenes.draw import CLEARANCE, MIN_OVERLAP, MOTIONS, PROBE_SIDE, SHRINKING
 from zoo.scenes.random_torch import Draws
 from zoo.scenes.rays import NEAR
-from zoo.scenes.render_torch import SceneBatch, constant, first_hit, photo_count, seen_points
+from zoo.scenes.render_torch import SceneBatch, first_hit, photo_count, seen_points
 from zoo.scenes.scene import BALLS, BOXES, NOISE_CELLS, SURFACES
 
 
@@ -36,13 +36,13 @@ def draw_scenes(
     draws = Draws(seed, index)
     device = index.device
     if displacement is None:
-        displacement = constant(config.displacement, device).expand(len(index), 2)
+        displacement = _same(config.displacement, index)
     if texture_scale is None:
-        texture_scale = constant(config.texture_scale, device).expand(len(index), 2)
+        texture_scale = _same(config.texture_scale, index)
     focal = 0.5 / draws.uniform(0.4, 0.65).tan()
-    room = draws.uniform(constant((2.5, 1.6, 3.5), device), constant((5.0, 2.8, 6.0), device), 3)
+    room = draws.between((2.5, 5.0), (1.6, 2.8), (3.5, 6.0))
     camera = _first_camera(draws, room)
-    light = draws.uniform(constant((-1.0, -1.0, -1.0), device), constant((1.0, -0.3, 0.2), device), 3)
+    light = draws.between((-1.0, 1.0), (-1.0, -0.3), (-1.0, 0.2))
     lattice = draws.uniform(-1.0, 1.0, 2, NOISE_CELLS, NOISE_CELLS)
     centers, rotations, half_sizes, used = _sample_solids(draws, room, camera, focal)
     nothing = torch.zeros(len(index), SURFACES, 0, device=device)
@@ -68,14 +68,19 @@ def draw_scenes(
     return scenes._replace(cameras=torch.stack((camera, motion @ camera), dim=1), **surfaces)
 
 
+def _same(limits: tuple[float, float], index: Tensor) -> Tensor:
+    """The same range for each of a batch: (B, 2)."""
+    return torch.stack([torch.full_like(index, limit, dtype=torch.float32) for limit in limits], dim=1)
+
+
 def _first_camera(draws: Draws, room: Tensor) -> Tensor:
     """(B, 4, 4) world to camera: in the rear half of the room, looking more or less at its far end."""
-    device = room.device
-    center = room * draws.uniform(constant((-0.5, -0.4, -0.8), device), constant((0.5, 0.3, -0.3), device), 3)
-    angles = draws.uniform(constant((-0.6, -0.35, -0.15), device), constant((0.6, 0.1, 0.15), device), 3)
-    down, right, ahead = (constant(axis, device) for axis in ((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)))
-    yaw, pitch, roll = (_rotation(angles[:, i, None] * axis) for i, axis in enumerate((down, right, ahead)))
-    turn = yaw @ pitch @ roll  # camera to world
+    center = room * draws.between((-0.5, 0.5), (-0.4, 0.3), (-0.8, -0.3))
+    yaw, pitch, roll = draws.between((-0.6, 0.6), (-0.35, 0.1), (-0.15, 0.15)).unbind(1)
+    none = torch.zeros_like(yaw)
+    axes = ((none, yaw, none), (pitch, none, none), (none, none, roll))
+    around_y, around_x, around_z = (_rotation(torch.stack(axis, dim=1)) for axis in axes)
+    turn = around_y @ around_x @ around_z  # camera to world
     return _rigid(turn.mT, -(turn.mT @ center[..., None])[..., 0])
 
 
@@ -135,28 +140,27 @@ def _sample_motion(
     points = rays * depths[:, None]
     depth = depths.sort(dim=1).values[:, depths.shape[1] // 2]
 
-    low, high = constant((0.0, -0.4, -0.2), device), constant((2 * math.pi, 0.4, 0.7), device)
-    angle, forward, follow = draws.uniform(low, high, MOTIONS, 3).unbind(2)
+    ranges = (0.0, 2 * math.pi), (-0.4, 0.4), (-0.2, 0.7)
+    angle, forward, follow = draws.between(*ranges, count=MOTIONS).unbind(2)
     shifts = torch.stack((angle.cos(), 0.6 * angle.sin(), forward), dim=2)
     turns = torch.stack((shifts[..., 1] * follow, -shifts[..., 0] * follow, torch.zeros_like(follow)), dim=2)
-    most = constant((0.15, 0.15, 0.5), device)
-    turns = turns + draws.uniform(-most, most, MOTIONS, 3)
+    turns = turns + draws.between((-0.15, 0.15), (-0.15, 0.15), (-0.5, 0.5), count=MOTIONS)
     wishes = wish[:, None].expand(batch, MOTIONS)
     if config.rectified:
-        shifts = constant((1.0, 0.0, 0.0), device).expand(batch, MOTIONS, 3)
+        shifts = torch.eye(3, device=device)[0].expand(batch, MOTIONS, 3)
         turns = torch.zeros_like(turns)
         wishes = wishes * SHRINKING ** torch.arange(MOTIONS, device=device)
 
     far = shifts * depth[:, None, None]
     length = wishes
     motion = _motion(length[..., None] * turns, length[..., None] * far)
-    edge = constant((0.5, 0.5 * aspect), device)[:, None] / scenes.focal[:, None, None, None]
+    edge = 0.5 / scenes.focal[:, None, None]
     for _ in range(3):  # displacement is nearly linear in the length, so this converges fast
         motion = _motion(length[..., None] * turns, length[..., None] * far)
         moved = motion[..., :3, :3] @ points[:, None] + motion[..., :3, 3:]  # B, M, 3, N
         ahead = moved[:, :, 2] > NEAR
         targets = moved[:, :, :2] / torch.where(ahead, moved[:, :, 2], 1)[:, :, None]
-        inside = ahead & (targets.abs() < edge).all(2)
+        inside = ahead & (targets[:, :, 0].abs() < edge) & (targets[:, :, 1].abs() < edge * aspect)
         found = ((targets - rays[:, None, :2]) * scenes.focal[:, None, None, None]).norm(dim=2)
         count = inside.sum(2)
         middle = found.masked_fill(~inside, torch.inf).sort(dim=2).values.gather(2, (count // 2)[..., None])[..., 0]
@@ -207,12 +211,11 @@ def _sample_surfaces(draws: Draws, wavelengths: Tensor, textures: str | None) ->
     )
     noise = (draws.uniform(0.5, 0.9, count), draws.uniform(0.5, 2.0, count).exp())
 
-    ramp = constant((0.12, 0.3025, 0.485, 0.6675, 0.85), device)[:, None]
+    ramp = torch.linspace(0.12, 0.85, 5, device=device)[:, None]
     palette = ramp + draws.uniform(-0.3, 0.3, 5, 3)  # B, 5, 3
     order = draws.unit(count, 5).argsort(dim=2)
     picks = palette[:, None].expand(-1, count, -1, -1).gather(2, order[..., None].expand(-1, -1, -1, 3))
-    low, high = constant((0.45, 0.2, 0.0), device), constant((0.75, 0.5, 0.5), device)
-    shares = draws.uniform(low, high, count, 3)[..., None]  # B, T, 3, 1
+    shares = draws.between((0.45, 0.75), (0.2, 0.5), (0.0, 0.5), count=count)[..., None]  # B, T, 3, 1
     first, second, third, fourth, fifth = picks.unbind(2)
     colors = (
         0.3 * (first + second) + 0.1 * (third + fourth) + 0.1,
@@ -247,7 +250,7 @@ def _rotation(vector: Tensor) -> Tensor:
 def _rigid(rotation: Tensor, translation: Tensor) -> Tensor:
     """(..., 4, 4) matrices of X -> rotation @ X + translation; of (..., 3, 3) and (..., 3)."""
     upper = torch.cat((rotation, translation[..., None]), dim=-1)
-    last = constant((0.0, 0.0, 0.0, 1.0), upper.device).expand(*upper.shape[:-2], 1, 4)
+    last = torch.eye(4, device=upper.device)[3:].expand(*upper.shape[:-2], 1, 4)
     return torch.cat((upper, last), dim=-2)
 
 
@@ -259,7 +262,8 @@ def _motion(turn: Tensor, center: Tensor) -> Tensor:
 
 def _rotations(q: Tensor, tumbled: Tensor) -> Tensor:
     """(..., 3, 3) of normally distributed q (..., 4): anything where `tumbled` (...), else around the vertical."""
-    q = torch.where(tumbled[..., None], q, q * constant((1.0, 0.0, 1.0, 0.0), q.device))  # w, x, y, z
+    w, x, y, z = q.unbind(-1)
+    q = torch.stack((w, x * tumbled, y, z * tumbled), dim=-1)
     w, x, y, z = (q / q.norm(dim=-1, keepdim=True)).unbind(-1)
     rows = (
         *(1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)),

@@ -12,31 +12,23 @@ from zoo.scenes.draw import sample_scene
 from zoo.scenes.photos import texture_files
 from zoo.scenes.render import render, render_views
 
-TRUTHS = ("disparity", "flow", "points1", "points2", "depth1", "depth2", "intrinsics", "pose", "covisible")
-"""What may come with a pair's images; see `ScenePair`."""
+GEOMETRY = ("depth1", "depth2", "intrinsics", "pose", "flow", "covisible")
+TRUTHS = (*GEOMETRY, "points1", "points2", "disparity")
+"""What may come with a pair's images, by name; see `ScenePair`. `GEOMETRY` is all that the others follow from."""
 
 
 class ScenePairs:
     """Map-style dataset of rendered pairs; holds no state, so it may be pickled, shuffled and split freely.
 
-    Items are dictionaries of "image1" and "image2", uint8 (H, W, 3); with `geometry` also of "depth1",
-    "depth2", "intrinsics", "pose", "flow" and "covisible" as in `ScenePair`; or of any `truths`, see `TRUTHS`.
+    Items are dictionaries of "image1" and "image2", uint8 (H, W, 3), and of `truths`, any of `TRUTHS`.
 
     Raises:
         DataError: `config.textures` is not a folder with images.
         RecipeError: the disparity of pairs that are not rectified.
     """
 
-    def __init__(
-        self,
-        config: SceneConfig,
-        seed: int = 0,
-        length: int = 1_000_000,
-        geometry: bool = False,
-        truths: Sequence[str] = (),
-    ) -> None:
-        self.config, self.seed, self.length = config, seed, length
-        self.truths = ("depth1", "depth2", "intrinsics", "pose", "flow", "covisible") if geometry else tuple(truths)
+    def __init__(self, config: SceneConfig, seed: int = 0, length: int = 1_000_000, truths: Sequence[str] = ()) -> None:
+        self.config, self.seed, self.length, self.truths = config, seed, length, tuple(truths)
         if unknown := sorted(set(self.truths) - set(TRUTHS)):
             raise RecipeError(f"Scenes don't come with {', '.join(unknown)}; choose from {', '.join(TRUTHS)}.")
         if "disparity" in self.truths and not config.rectified:
@@ -55,7 +47,7 @@ class ScenePairs:
         """
         if fixed := sorted(settings.keys() - {"displacement", "texture_scale"}):
             raise RecipeError(f"Scenes keep their {', '.join(fixed)}; change displacement or texture_scale only.")
-        return ScenePairs(replace(self.config, **settings), self.seed, self.length, truths=self.truths)
+        return ScenePairs(replace(self.config, **settings), self.seed, self.length, self.truths)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         if not 0 <= index < self.length:

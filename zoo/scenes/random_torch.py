@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -25,7 +24,8 @@ class Draws:
     def unit(self, *shape: int) -> Tensor:
         """(B, *shape), uniform in 0 <= x < 1, float32."""
         count = math.prod(shape)
-        steps = _steps(self.used + 1, self.used + count + 1, self.key.device)
+        # a sum and not a range, which a compiler might compute with smaller numbers than these are
+        steps = torch.full((count,), _GOLDEN, device=self.key.device).cumsum(0) + _signed(self.used * _GOLDEN)
         self.used += count
         bits = (_mix(self.key[:, None] + steps) >> 40) & 0xFFFFFF
         return (bits.float() * 2.0**-24).unflatten(1, shape) if shape else bits[:, 0].float() * 2.0**-24
@@ -34,21 +34,15 @@ class Draws:
         """(B, *shape), uniform between two numbers, or tensors that fit that shape."""
         return low + (high - low) * self.unit(*shape)
 
+    def between(self, *ranges: tuple[float, float], count: int | None = None) -> Tensor:
+        """(B, len(ranges)), or (B, count, len(ranges)): each column uniform in its range."""
+        unit = self.unit(*(() if count is None else (count,)), len(ranges))
+        columns = zip(unit.unbind(-1), ranges)
+        return torch.stack([low + (high - low) * column for column, (low, high) in columns], dim=-1)
+
     def normal(self, *shape: int) -> Tensor:
         """(B, *shape), normally distributed."""
         return math.sqrt(2) * torch.erfinv((2 * self.unit(*shape) - 1).clamp(min=2.0**-24 - 1))
-
-
-# A table, since a compiler that knew it as a range might compute with smaller numbers than these products are.
-@torch.compiler.assume_constant_result
-def _steps(start: int, stop: int, device: torch.device) -> Tensor:
-    """Multiples of the golden ratio: int64 (stop - start,)."""
-    return _step_table(start, stop, device)
-
-
-@lru_cache(maxsize=256)
-def _step_table(start: int, stop: int, device: torch.device) -> Tensor:
-    return torch.arange(start, stop, device=device) * _GOLDEN
 
 
 def mixed(seed: int, index: Tensor) -> Tensor:

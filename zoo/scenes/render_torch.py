@@ -169,10 +169,10 @@ def _render_pairs(config: SceneConfig, scenes: SceneBatch) -> tuple[Tensor, ...]
     flow = torch.where((points[:, 2] > NEAR)[:, None], flow, torch.inf)
     size = config.height, config.width
     pose = torch.cat((turn, shift[..., None]), dim=2)
-    pose = torch.cat((pose, constant((0.0, 0.0, 0.0, 1.0), pose.device).expand(len(pose), 1, 4)), dim=1)
-    middle = constant((config.width / 2, config.height / 2, 1.0), pose.device).expand(len(pose), 3)
-    diagonal = torch.stack((pixels, pixels, torch.zeros_like(pixels)), dim=1).diag_embed()
-    intrinsics = diagonal + torch.cat((torch.zeros_like(diagonal[..., :2]), middle[..., None]), dim=2)
+    pose = torch.cat((pose, torch.eye(4, device=pose.device)[3:].expand(len(pose), 1, 4)), dim=1)
+    none, one = torch.zeros_like(pixels), torch.ones_like(pixels)
+    rows = (pixels, none, one * (config.width / 2), none, pixels, one * (config.height / 2), none, none, one)
+    intrinsics = torch.stack(rows, dim=1).unflatten(1, (3, 3))
     return images, depth, flow.unflatten(2, size), covisible.unflatten(1, size), intrinsics, pose
 
 
@@ -181,22 +181,10 @@ def seen_points(scenes: SceneBatch, points: Tensor, config: SceneConfig) -> tupl
     (B, 2, N), and whether it does: bool (B, N)."""
     ahead = points[:, 2] > NEAR
     targets = points[:, :2] / torch.where(ahead, points[:, 2], 1)[:, None]
-    edge = constant((0.5, 0.5 * config.height / config.width), targets.device)[:, None]
-    inside = ahead & (targets.abs() < edge / scenes.focal[:, None, None]).all(1)
+    edge = 0.5 / scenes.focal[:, None]
+    inside = ahead & (targets[:, 0].abs() < edge) & (targets[:, 1].abs() < edge * (config.height / config.width))
     depth = first_hit(scenes, torch.cat((targets, torch.ones_like(targets[:, :1])), dim=1)).depth
     return targets, inside & ((depth - points[:, 2]).abs() < 1e-3 * depth)
-
-
-# What torch.compile takes as it is must not be the cache itself, which it would look through.
-@torch.compiler.assume_constant_result
-def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Numbers as a tensor on the device, once: copying them there would make it wait."""
-    return _constant(values, device)
-
-
-@lru_cache(maxsize=64)
-def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    return torch.tensor(values, device=device)
 
 
 def _render_views(config: SceneConfig, scenes: SceneBatch) -> tuple[Tensor, Tensor]:
@@ -369,6 +357,7 @@ def _photo_colors(folder: str, image: Tensor, u: Tensor, v: Tensor, blur: Tensor
     return ((above * (1 - low) + below * low) / 255).movedim(-1, 1)
 
 
+# What torch.compile takes as it is must not be the cache itself, which it would look through.
 @torch.compiler.assume_constant_result
 def photo_count(folder: str) -> int:
     """How many images the folder of textures holds."""

@@ -72,7 +72,7 @@ def make_pairs(
 
 def scene_pairs(config: SceneConfig, seed: int, count: int, model: PairModel, mask_ratio: float) -> Pairs:
     """The first `count` scenes of the sequence `seed`; the wrong view of each is the next one's image 2."""
-    source = ScenePairs(config, seed, count, geometry=True)
+    source = ScenePairs(config, seed, count, ("flow", "covisible"))
     samples = [source[i] for i in range(count)]
     image1, image2, flow, covisible = (
         np.stack([sample[key] for sample in samples]) for key in ("image1", "image2", "flow", "covisible")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,6 @@ from torch import Tensor
 
 from zoo.errors import DataError
 from zoo.scenes.random_torch import Draws
-from zoo.scenes.render_torch import constant
 
 TRUTHS = {"stereo": "disparity", "flow": "flow"}
 """By task the key of a sample's truth: disparity (H, W), flow (H, W, 2), float32 in pixels, unknown = inf."""
@@ -305,6 +305,12 @@ def _gray(x: Tensor) -> Tensor:
 
 def _mix(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
     return factor * x + (1 - factor) * other
+
+
+@lru_cache(maxsize=64)
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers as a tensor on the device, once: copying them there would make it wait."""
+    return torch.tensor(values, device=device)
 
 
 def turn_hue(x: Tensor, turns: Tensor) -> Tensor:
