@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 from tests.support.hub_server import HubServer
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-PICTURES = {"quickstart": 3, "dense_prediction": 2, "train_and_publish": 2}
+PICTURES = {"quickstart": 3, "dense_prediction": 2, "train_and_publish": 2, "pointmaps": 2}
 
 
 def test_every_notebook_is_run() -> None:

@@ -5,7 +5,8 @@
     python tools/bundle.py runs/far croco_nano_patch8_64_dec128d4.scenes_far --command "zoo train croco_nano_far" \
         --again runs/again
 
-The second run shows that the first one can be had again: each of its losses must be the same to the last bit.
+The second run shows that the first one can be had again: each of its losses must be the same to the last bit. It is
+left out where that is not to be had: on a GPU.
 Afterwards `python tools/make_cards.py` renders the cards from what this has written.
 """
 
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from zoo.demo import run_demo
 from zoo.evaluate.pairs import load_subject
@@ -70,20 +72,30 @@ def reproduced_losses(run: Path, again: Path) -> list[float]:
     return second
 
 
+def write_half(source: Path, target: Path) -> None:
+    """A weights file with its numbers in half precision."""
+    with safe_open(source, "pt") as file:
+        about = file.metadata() or {}
+        state = {key: file.get_tensor(key) for key in file.keys()}
+    state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    files.save_safetensors(state, target, about)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a finished run of `zoo train`")
     parser.add_argument("variant", help="the catalog's variant that it becomes; its first source names the file")
     parser.add_argument("--command", required=True, help="the command that made the run, for the card")
     parser.add_argument("--machine", default=f"{os.cpu_count()} CPU cores, {platform.machine()}", help="for the card")
-    parser.add_argument("--again", type=Path, required=True, help="folder of a second run that stopped earlier")
+    parser.add_argument("--again", type=Path, help="folder of a second run that stopped earlier")
+    parser.add_argument("--half", action="store_true", help="in half precision, to halve the file")
     args = parser.parse_args()
 
-    losses = reproduced_losses(args.run, args.again)
+    again = dict(reproduced_losses=reproduced_losses(args.run, args.again)) if args.again else {}
     variant = find_variant(args.variant)
     weights = sources.BUNDLED / variant.sources[0].location
     weights.parent.mkdir(exist_ok=True)
-    shutil.copyfile(args.run / "model.safetensors", weights)
+    (write_half if args.half else shutil.copyfile)(args.run / "model.safetensors", weights)
     files.write_record(
         weights,
         variant=variant.name,
@@ -91,17 +103,20 @@ def main() -> None:
         location=weights.name,
         source_sha256=files.sha256(args.run / "model.safetensors"),
     )
-    record = training_record(args.run, args.command, args.machine) | dict(reproduced_losses=losses)
+    record = training_record(args.run, args.command, args.machine) | again
     weights.with_suffix(".training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
     pictures = ROOT / "model_cards" / variant.architecture
     pictures.mkdir(exist_ok=True)
-    shutil.copyfile(args.run / "loss.png", pictures / "loss.png")
-    run_demo(pictures, variant.name)
-    draw_learning(load_subject(variant.name), pictures)
+    if (args.run / "loss.png").exists():
+        shutil.copyfile(args.run / "loss.png", pictures / "loss.png")
     evaluation = weights.with_suffix(".evaluation.json")
-    command = [sys.executable, "-m", "zoo.cli", "eval", "pairs", variant.name]
-    subprocess.run([*command, "--output", str(evaluation), "--picture", str(pictures / "scenes.png")], check=True)
+    what, picture = ("points", "depths.png") if variant.form == "pointmaps" else ("pairs", "scenes.png")
+    if variant.form != "pointmaps":
+        run_demo(pictures, variant.name)
+        draw_learning(load_subject(variant.name), pictures)
+    command = [sys.executable, "-m", "zoo.cli", "eval", what, variant.name]
+    subprocess.run([*command, "--output", str(evaluation), "--picture", str(pictures / picture)], check=True)
 
 
 if __name__ == "__main__":

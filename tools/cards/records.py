@@ -120,6 +120,8 @@ def _evaluation(weights: Path) -> str:
     with _record(weights.with_suffix(".evaluation.json")) as result:
         if result["model"]["sha256"] != hashlib.sha256(weights.read_bytes()).hexdigest():
             raise CardError(f"it is about other weights than {weights.name}; evaluate those")
+        if "points2" in result:
+            return f"## What these weights do\n\n{_points(result)}"
         scenes, photos, settings = result["scenes"], result["photos"], result["settings"]
         claims = [
             f"- {CLAIMS[claim]} (`{claim}`): **{'yes' if outcome['holds'] else 'no'}**"
@@ -134,6 +136,33 @@ def _evaluation(weights: Path) -> str:
         parts = [text, "\n".join(claims), _loss_rows(scenes, photos), _match_rows(scenes, photos)]
         parts += [_conditions(CLAIMS[claim], outcome["conditions"]) for claim, outcome in result["verdict"].items()]
         return "## What these weights do\n\n" + "\n\n".join(parts)
+
+
+def _points(result: dict[str, Any]) -> str:
+    """What `zoo eval points` has measured."""
+    settings = result["settings"]
+    rows = {
+        f"Depth of view {i}, median relative error": f"{of['median_rel']:.1%}; the best constant depth: "
+        f"{of['plane_median_rel']:.1%}"
+        for i, of in ((1, result["depth1"]), (2, result["depth2"]))
+    }
+    rows |= {f"Depth of view {i} within a factor of 1.25": f"{result[f'depth{i}']['within_1.25']:.1%}" for i in (1, 2)}
+    rows["Focal length, median relative error"] = f"{result['focal']['median_rel']:.1%}"
+    for way, name in (("procrustes", "Procrustes"), ("pnp", "PnP")):
+        if way in result:
+            of = result[way]
+            areas = ", ".join(f"{of[f'both_auc_{t}']:.2f}" for t in (5, 10, 20))
+            rows[f"Relative pose by {name}"] = (
+                f"median error of rotation {of['rotation_median']:.1f} degrees, of the direction of translation "
+                f"{of['translation_median']:.1f}; area under the curve of the larger one up to 5, 10 and 20 degrees: "
+                f"{areas}"
+            )
+    holds = result["verdict"]["beats_plane_by_a_third"]
+    return (
+        f"Measured by `zoo eval points` on {settings['date'][:10]}, with torch {settings['torch']}, on "
+        f"{result['pairs']} scenes that training never saw (seed {settings['scene_seed']}), of the kind that it saw. "
+        f"View 1's depth beats the best constant depth by a third: **{'yes' if holds else 'no'}**.\n\n{table(rows)}"
+    )
 
 
 def _loss_rows(scenes: dict[str, Any], photos: dict[str, Any]) -> str:
