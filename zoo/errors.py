@@ -4,9 +4,37 @@ Every class is also a subclass of the builtin that a caller would expect, so `ex
 like keep working. This module imports nothing.
 """
 
+_LONGEST_TEXT = 200  # characters of a name or reason that a message quotes
+_LONGEST_MESSAGE = 4000
+
+
+def printable(text: object, longest: int = _LONGEST_TEXT) -> str:
+    """What a file or server says, fit for a message: one line of at most `longest` characters, for any terminal.
+
+    Escape sequences, line breaks and characters that turn the line around come out as Python writes them. Of what
+    is neither text nor a number only the type is told: an object of a file may be of any size and depth.
+    """
+    if isinstance(text, (int, float)):
+        short = isinstance(text, float) or abs(text) < 1 << 64
+        return str(text) if short else "a number of many digits"
+    if not isinstance(text, str):
+        return f"an object of type {type(text).__name__}"
+    if len(text) > longest:
+        text = text[: longest - 1] + "…"
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
 
 class ZooError(Exception):
-    """Base of all errors that the zoo raises on purpose; its text is written for the user."""
+    """Base of all errors that the zoo raises on purpose; its text is written for the user.
+
+    Whatever else it is built from, the text holds nothing that a terminal would act on, and is no longer than a page.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        half = _LONGEST_MESSAGE // 2
+        if len(message) > _LONGEST_MESSAGE:  # what to do stands at the end
+            message = f"{message[:half]} … {message[-half:]}"
+        super().__init__("\n".join(printable(line, _LONGEST_MESSAGE) for line in message.split("\n")))
 
 
 class UnknownVariantError(ZooError, ValueError):

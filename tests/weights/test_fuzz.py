@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tests.support.checkpoints import reference_state, save_pickle_in_legacy, save_pickle_in_zip, save_training
 from zoo.errors import ZooError
 from zoo.weights import files, read_checkpoint, save_safetensors
-from zoo.weights.unpickle import _FUNCTIONS, _VALUES
+from zoo.weights.rebuild import FUNCTIONS, VALUES
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid escape sequence")  # pickletools, about mutated text
 
@@ -104,7 +104,7 @@ def call(name: str, *arguments: bytes) -> bytes:
     return f"c{module}\n{function}\n".encode() + b"(" + b"".join(arguments) + b"tR"
 
 
-NAMES = (*_FUNCTIONS, *_VALUES, "os.system", "builtins.eval", "builtins.getattr", "argparse.Namespace", "a.B")
+NAMES = (*FUNCTIONS, *VALUES, "os.system", "builtins.eval", "builtins.getattr", "argparse.Namespace", "a.B")
 STORAGE = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K\x04tQ"
 
 scalars = st.one_of(
@@ -142,7 +142,7 @@ def test_any_pickle(path: Path, pickled: bytes) -> None:
 
 
 @quick
-@given(st.sampled_from(sorted(_FUNCTIONS)), st.lists(values, max_size=7))
+@given(st.sampled_from(sorted(FUNCTIONS)), st.lists(values, max_size=7))
 def test_any_arguments(path: Path, name: str, arguments: list[bytes]) -> None:
     """Of the functions that pickles may call."""
     save_pickle_in_zip(path, b"\x80\x02}" + text("w") + call(name, *arguments) + b"s.", _0=bytes(16))

@@ -10,10 +10,14 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import mmap
 import os
+import re
+import stat
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +26,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from zoo.errors import CorruptWeightsError, StorageError, ZooError
+from zoo.errors import CorruptWeightsError, StorageError, ZooError, printable
+
+try:
+    import fcntl
+except ImportError:  # Windows, where files that are open can't be removed anyway
+    fcntl = None  # type: ignore[assignment]
 
 # Names of element types in safetensors headers.
 _DTYPES = {
@@ -43,12 +52,17 @@ _DTYPES = {
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
 }
-_ITEM_SIZES = {name: dtype.itemsize for dtype, name in _DTYPES.items()}
+_BY_NAME = {name: dtype for dtype, name in _DTYPES.items()}
 
 # The format allows 100 MB, which could say `[[],[],...` and take 3 GB to parse; a large model's is 0.1 MB.
-_MAX_HEADER = 8_000_000
+_MAX_HEADER = 4_000_000
 _MAX_DIMENSIONS = 64  # torch's limit
+_MAX_JSON = 8_000_000
 _CHUNK = 1 << 20
+
+# A header's entry that names the digest of all that comes behind the header. Through it a header is that of one
+# content, and a record that knows the header's digest can't be mistaken for that of other weights of the same shapes.
+_CONTENT = "content_sha256"
 
 
 def save_safetensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> None:
@@ -61,42 +75,68 @@ def save_safetensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: 
     """
     # Wide elements first: every tensor's data is aligned, whatever its neighbors' sizes.
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    unknown = [name for name in names if tensors[name].dtype not in _DTYPES]
+    if unknown:
+        raise StorageError(
+            f"{path} can't be written: its format has no {str(tensors[unknown[0]].dtype).removeprefix('torch.')}, the "
+            f"type of {printable(unknown[0])}. Convert the tensors to a plain type such as float32."
+        )
+    entries: dict[str, Any] = {}
     end = 0
     for name in names:
         tensor = tensors[name]
         start, end = end, end + tensor.numel() * tensor.dtype.itemsize
-        header[name] = {
+        entries[name] = {
             "dtype": _DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+
+    def header(content: str) -> bytes:
+        about = dict(sorted({**metadata, _CONTENT: content}.items()))
+        text = json.dumps({"__metadata__": about, **entries}, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+    digest = hashlib.sha256()
     with atomic_writer(Path(path)) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(header("0" * 64))
         for name in names:
             flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-            file.write(flat.view(torch.uint8).numpy().data)
+            data = flat.view(torch.uint8).numpy().data
+            digest.update(data)
+            file.write(data)
+        file.seek(0)
+        file.write(header(digest.hexdigest()))
 
 
 @contextmanager
 def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes the name `path` once it is written and on disk; until then it has another name.
 
+    What writers of the same file left behind that were killed is removed.
     Raises StorageError if it can't be written; nothing is left behind then.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = None
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            remove_leftovers(path)
+            while True:
+                temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+                with temporary.open("xb") as file:
+                    if not _hold(file) or not os.fstat(file.fileno()).st_nlink:
+                        continue  # taken for one left behind, in the moment before it was held
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                    if fcntl is None:
+                        file.close()
+                    os.replace(temporary, path)
+                return
         finally:
-            temporary.unlink(missing_ok=True)
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
     except OSError as error:
         if isinstance(error, ZooError):
             raise
@@ -106,32 +146,107 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
         ) from error
 
 
+def _hold(file: BinaryIO) -> bool:
+    """Lock a file for as long as it is open: the system releases it when the process dies, however it does."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
 def remove_leftovers(path: Path) -> None:
-    """Remove what writers of `path` left behind that were killed. Only for whoever holds the file's lock."""
-    for temporary in path.parent.glob(f".{path.name}.*.tmp"):
-        temporary.unlink(missing_ok=True)
+    """Remove what writers of `path` left behind that were killed; those that still write hold their files."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]+\.tmp")
+    with suppress(OSError):
+        for name in os.listdir(path.parent):
+            if pattern.fullmatch(name):
+                _remove_unless_held(path.with_name(name))
 
 
-def sha256(path: str | Path, progress: bool = False) -> str:
-    """SHA-256 of a file, in hexadecimal; `progress` shows a bar when stderr is a terminal."""
+def _remove_unless_held(temporary: Path) -> None:
+    with suppress(OSError, CorruptWeightsError):
+        if temporary.is_symlink():
+            temporary.unlink()
+            return
+        with open_regular(temporary) as file:
+            if not _hold(file):
+                return
+            if fcntl is None:
+                file.close()
+            temporary.unlink()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading, if it is one: a pipe would let the reader wait for ever, a device never end."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    file = os.fdopen(descriptor, "rb")
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise OSError(f"{printable(str(path))} is no regular file")
+    return file
+
+
+def size_of(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+def reason_of(error: Exception) -> str:
+    """Why a file can't be read or written, from an error that says it."""
+    return (isinstance(error, OSError) and error.strerror) or printable(str(error)) or type(error).__name__
+
+
+def sha256(path: str | Path, progress: bool = False, start: int = 0) -> str:
+    """SHA-256 of a file from byte `start` on, in hexadecimal; `progress` shows a bar when stderr is a terminal."""
     path = Path(path)
     digest = hashlib.sha256()
     hidden = None if progress else True  # tqdm: None means hidden unless on a terminal
     with (
-        path.open("rb") as file,
+        open_regular(path) as file,
         tqdm(
-            total=path.stat().st_size,
-            desc=f"checking {path.name}",
+            total=size_of(file),
+            desc=f"checking {printable(path.name)}",
             unit="B",
             unit_scale=True,
             leave=None,
             disable=hidden,
         ) as bar,
     ):
+        file.seek(start)
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
             bar.update(len(chunk))
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of a safetensors file. start, end: of its data, counted from where all data begins."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What stands in front of a safetensors file.
+
+    raw: its bytes. metadata: texts. data: where the tensors' data begins. content: SHA-256 of the data, by the
+    header's own words; None in files of other writers.
+    """
+
+    raw: bytes
+    metadata: dict[str, str]
+    entries: list[Entry]
+    data: int
+    content: str | None
 
 
 def header_digest(path: str | Path) -> str:
@@ -140,58 +255,82 @@ def header_digest(path: str | Path) -> str:
     Reads the header only. Raises CorruptWeightsError if the header is damaged, or if the tensors that it
     lists don't cover the rest of the file exactly.
     """
-    return hashlib.sha256(_read_header(Path(path))).hexdigest()
+    return hashlib.sha256(read_header(path).raw).hexdigest()
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The texts that a safetensors file carries besides its tensors. Raises CorruptWeightsError as `header_digest`."""
-    return json.loads(_read_header(Path(path))).get("__metadata__", {})
+    return read_header(path).metadata
 
 
-def _read_header(path: Path) -> bytes:
+def read_header(path: str | Path) -> Header:
+    """The header of a safetensors file. Raises CorruptWeightsError as `header_digest`."""
+    path = Path(path)
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > size - 8:
-                raise ValueError(f"its header of {length} bytes is larger than the file")
-            if length > _MAX_HEADER:
-                raise ValueError(f"its header of {length} bytes is larger than that of any model")
-            header = file.read(length)
-        _check_header(header, size - 8 - length)
+        with open_regular(path) as file:
+            return _parse_header(path, file.read, size_of(file))
     except FileNotFoundError as error:
         raise CorruptWeightsError(f"{path} is missing. Get the weights again.") from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        reason = f"an entry has no {error}" if isinstance(error, KeyError) else error
-        raise CorruptWeightsError(
-            f"{path} is damaged or no safetensors file: {reason}. Get it again, or if it lies in the zoo's cache, "
-            "remove it to have it made again."
-        ) from error
-    return header
+    except OSError as error:
+        if isinstance(error, ZooError):
+            raise
+        raise _bad_header(path, error) from error
 
 
-def _check_header(header: bytes, data_size: int) -> None:
-    entries = json.loads(header.decode(), object_pairs_hook=_unique)
-    metadata = entries.pop("__metadata__", {})
+def parse_header(path: Path, buffer: mmap.mmap) -> Header:
+    """The same of a file that is in memory already."""
+    buffer.seek(0)
+    return _parse_header(path, buffer.read, len(buffer))
+
+
+def _parse_header(path: Path, read: Callable[[int], bytes], size: int) -> Header:
+    try:
+        length = int.from_bytes(read(8), "little")
+        if size < 8 or length > size - 8:
+            raise ValueError(f"its header of {length} bytes is larger than the file")
+        if length > _MAX_HEADER:
+            raise ValueError(f"its header of {length} bytes is larger than that of any model")
+        raw = read(length)
+        metadata, entries = _check_header(raw, size - 8 - length)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise _bad_header(path, error) from error
+    return Header(raw, metadata, entries, 8 + length, metadata.pop(_CONTENT, None))
+
+
+def _bad_header(path: Path, error: Exception) -> CorruptWeightsError:
+    reason = f"an entry has no {error}" if isinstance(error, KeyError) else reason_of(error)
+    return CorruptWeightsError(
+        f"{path} is damaged or no safetensors file: {reason}. Get it again, or if it lies in the zoo's cache, "
+        "remove it to have it made again."
+    )
+
+
+def _check_header(header: bytes, data_size: int) -> tuple[dict[str, str], list[Entry]]:
+    listed = json.loads(header.decode(), object_pairs_hook=_unique)
+    metadata = listed.pop("__metadata__", {})
     if not all(isinstance(text, str) for text in metadata.values()):
         raise ValueError("its metadata isn't text")
     position = 0
-    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
-        (start, end), shape = entry["data_offsets"], entry["shape"]
+    entries = []
+    for name, entry in sorted(listed.items(), key=lambda item: item[1]["data_offsets"]):
+        (start, end), shape, shown = entry["data_offsets"], entry["shape"], printable(name)
         # First of all: a product of too many numbers, or of texts, can be as large as one likes.
         if len(shape) > _MAX_DIMENSIONS or any(
             type(number) is not int or not 0 <= number < 1 << 60 for number in (start, end, *shape)
         ):
-            raise ValueError(f"the shape or place of {name} is impossible")
+            raise ValueError(f"the shape or place of {shown} is impossible")
         if start != position:
-            raise ValueError(f"the data of {name} doesn't start where that before it ends")
-        if entry["dtype"] not in _ITEM_SIZES:
-            raise ValueError(f"the type of {name} isn't known here")
-        if end - start != math.prod(shape) * _ITEM_SIZES[entry["dtype"]]:
-            raise ValueError(f"the data of {name} doesn't have the size of its shape")
+            raise ValueError(f"the data of {shown} doesn't start where that before it ends")
+        kind = entry["dtype"]
+        if type(kind) is not str or kind not in _BY_NAME:
+            raise ValueError(f"the type of {shown} is {printable(kind)}, which isn't known here")
+        if end - start != math.prod(shape) * _BY_NAME[kind].itemsize:
+            raise ValueError(f"the data of {shown} doesn't have the size of its shape")
+        entries.append(Entry(name, _BY_NAME[kind], tuple(shape), start, end))
         position = end
     if position != data_size:
         raise ValueError(f"it should hold {position} bytes of tensors and holds {data_size}")
+    return metadata, entries
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -235,7 +374,10 @@ def write_record(path: Path, *, variant: str, kind: str, location: str, source_s
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """The record of a weights file, or None if it has none. Raises CorruptWeightsError for a damaged one."""
+    """The record of a weights file, or None if it has none.
+
+    Raises CorruptWeightsError for a damaged one, or one that isn't the zoo's.
+    """
     return read_json(record_path(path))
 
 
@@ -246,16 +388,36 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A small JSON file's dictionary, or None if there is no such file."""
+    """A small JSON file's dictionary, or None if there is no such file. Raises CorruptWeightsError for any other."""
     try:
-        content = json.loads(path.read_bytes())
+        with open_regular(path) as file:
+            if size_of(file) > _MAX_JSON:
+                raise ValueError(f"{size_of(file)} bytes")
+            content = json.loads(file.read())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise CorruptWeightsError(f"{path} can't be read ({error}). Remove it and the file beside it.") from error
+        raise CorruptWeightsError(
+            f"{path} can't be read ({reason_of(error)}). Remove it and the file beside it."
+        ) from error
     if not isinstance(content, dict):
         raise CorruptWeightsError(f"{path} isn't a record of the zoo. Remove it and the file beside it.")
     return content
+
+
+def check_record(path: Path, record: dict[str, Any]) -> None:
+    """Whether a weights file's record says what records say (see `write_record`).
+
+    Raises CorruptWeightsError if it doesn't.
+    """
+    source = record.get("source")
+    texts = [record.get(key) for key in ("variant", "sha256", "header_sha256")]
+    if isinstance(source, dict):
+        texts += [source.get("kind"), source.get("location")]
+    if not isinstance(source, dict) or not all(isinstance(text, str) for text in texts):
+        raise CorruptWeightsError(
+            f"{record_path(path)} isn't a record of the zoo. Remove it and the file beside it."
+        )
 
 
 def check_quick(path: Path) -> dict[str, Any]:
@@ -266,11 +428,27 @@ def check_quick(path: Path) -> dict[str, Any]:
     record = read_record(path)
     if record is None:
         raise CorruptWeightsError(f"{path} has no record beside it. Remove it to have it made again.")
+    check_record(path, record)
     header = header_digest(path)
     size = path.stat().st_size
     if (size, header) != (record.get("size"), record.get("header_sha256")):
         raise CorruptWeightsError(f"{path} isn't the file that its record describes. Remove it to have it made again.")
     return record
+
+
+def check_content(path: Path, progress: bool = False) -> str:
+    """Compare a weights file's content with the digest that its header names, if it does; SHA-256 of the whole file.
+
+    Raises CorruptWeightsError if they differ.
+    """
+    header = read_header(path)
+    digest = sha256(path, progress)
+    if header.content is not None and sha256(path, start=header.data) != header.content:
+        raise CorruptWeightsError(
+            f"{path} has changed since it was written: its tensors aren't those that its header was written for. "
+            "Get it again."
+        )
+    return digest
 
 
 def check_full(path: Path, progress: bool = False) -> dict[str, Any]:
