@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from zoo import weights
 from zoo.catalog import RENAMED, VARIANTS, Variant
-from zoo.errors import ArgumentsError, CheckpointMismatchError, WeightsUnavailableError
+from zoo.errors import ArgumentsError, CheckpointMismatchError, WeightsUnavailableError, ZooError, printable
 from zoo.layers.positions import GridTable
 from zoo.lookup import current_name, find_variant
 from zoo.models.ancestry import Ancestor, ancestor_of, published_variant, strictest
@@ -41,6 +41,8 @@ from zoo.weights.hub import HUB_FILENAME, hub_file, split_id
 from zoo.weights.sources import BUNDLED, Converted
 
 _logger = logging.getLogger("zoo")
+
+_MAX_TENSORS = 2000  # of a variant's checkpoint; the largest have 900
 
 
 class ZooModel(nn.Module):
@@ -92,7 +94,7 @@ class ZooModel(nn.Module):
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Fit tensors that depend on the image size to this model's."""
         for key, module in self._grid_tables(state).items():
-            state[key] = module.fit(state[key])
+            state[key] = _fitted(key, module.fit, state[key])
         return state
 
     def _grid_tables(self, state: Mapping[str, Tensor]) -> dict[str, GridTable]:
@@ -107,7 +109,7 @@ class ZooModel(nn.Module):
         """
         state = self._renamed(checkpoint)
         for key, module in self._grid_tables(state).items():
-            state[key] = module.place(state[key])
+            state[key] = _fitted(key, module.place, state[key])
         return state
 
     def _renamed(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -160,7 +162,8 @@ class ZooModel(nn.Module):
         does) and the head (`head_name`: a classifier of other classes, a dense head to be trained).
         Raises CheckpointMismatchError, CorruptWeightsError or UnsafeCheckpointError (all ValueErrors or OSErrors).
         """
-        self._load(weights.read_checkpoint(checkpoint_path))
+        ours = weights.sources.is_ours(checkpoint_path)
+        self._load(weights.read_checkpoint(checkpoint_path, **({"mapped": True} if ours else {})))
 
     def load_encoder(self, checkpoint: Checkpoint) -> None:
         """Start from a checkpoint of this form's `encoder` alone, strictly; one warning says what stays at random.
@@ -199,11 +202,11 @@ class ZooModel(nn.Module):
         own = self.state_dict()
         name = getattr(self, "pretrained_cfg", {}).get("architecture") or type(self).__name__
         _check_state(type(self), state, expected, name, checkpoint)
-        # Tensors read from a file are views of it. The zoo's own files, which have a record, are only ever
-        # replaced; another one may be rewritten in place, and the model must not change with it.
-        copy = not weights.files.record_path(path).exists()
-        state = {key: value.to(own[key].dtype, copy=copy) for key, value in state.items()}
+        state = {key: value.to(own[key].dtype) for key, value in state.items()}
+        _warn_of_nan(state, name, path)
         building = next(self.parameters()).is_meta  # else others may hold the parameters: they are copied into
+        if building and not checkpoint.mapped:
+            state = _own_memory(state, checkpoint.size)
         self.load_state_dict(state, strict=not fresh, assign=building)
         if fresh:
             assert self.head_name is not None
@@ -235,6 +238,46 @@ class ZooModel(nn.Module):
         for key in theirs:
             del state[key]
         return keys
+
+
+def _fitted(key: str, fit: Callable[[Tensor], Tensor], table: Tensor) -> Tensor:
+    """A checkpoint's table of positions as the model wants it; what is no table stays, to be told by its shape."""
+    try:
+        return fit(table)
+    except ZooError:
+        raise
+    except ValueError as error:
+        raise CheckpointMismatchError(f"{printable(key)}: {error}") from error
+    except (LookupError, TypeError, RuntimeError, ArithmeticError):
+        return table
+
+
+def _warn_of_nan(state: Mapping[str, Tensor], name: str, path: Path) -> None:
+    bad = []
+    for key, value in state.items():
+        # A sum is quick and takes no memory. Of large numbers it may be infinite too: only then all are looked at.
+        if value.is_floating_point() and not value.float().sum().isfinite() and not value.float().isfinite().all():
+            bad.append(printable(key))
+    if bad:
+        listed = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
+        _logger.warning("%s: %d tensors of %s hold NaN or infinity, such as %s.", name, len(bad), path, listed)
+
+
+def _own_memory(state: Mapping[str, Tensor], size: int) -> dict[str, Tensor]:
+    """Tensors that are parts of a checkpoint in memory as a model can keep them: each with memory of its own.
+
+    size: of the checkpoint in bytes. Tensors that have memory of their own stay where they are, unless that would keep
+    much else of the checkpoint, such as the optimizer.
+    """
+    copy = sum(value.nbytes for value in state.values()) < 0.75 * size
+    seen: set[int] = set()
+    own = {}
+    for key, value in state.items():
+        storage = value.untyped_storage()
+        alone = value.is_contiguous() and storage.nbytes() == value.nbytes and storage.data_ptr() not in seen
+        own[key] = value if alone and not copy else value.clone(memory_format=torch.contiguous_format)
+        seen.add(storage.data_ptr())
+    return own
 
 
 def init_linear(module: nn.Module) -> None:
@@ -506,11 +549,19 @@ def _check_state(
 
 def _recognize(checkpoint: Checkpoint, model_cls: type[ZooModel]) -> str | None:
     """The variant whose every tensor a checkpoint has in the right shape; one of the class `model_cls` if it can be."""
+    if len(checkpoint.tensors) > _MAX_TENSORS:
+        return None
+    size = sum(tensor.numel() for tensor in checkpoint.tensors.values())
+    covers: dict[int, bool] = {}  # many variants share their rules
     tried = set()
     for variant in sorted(VARIANTS, key=lambda variant: _MODEL_CLS[variant.architecture] is not model_cls):
         variant_cls = _MODEL_CLS[variant.architecture]
         same = (variant_cls, repr(variant.args), variant.num_classes)  # tags of one architecture, and ResNets of many
-        if same in tried or not any(rules.covers(checkpoint.tensors) for rules in variant_cls.layouts.values()):
+        for rules in variant_cls.layouts.values():
+            if id(rules) not in covers:
+                covers[id(rules)] = rules.covers(checkpoint.tensors)
+        known = any(covers[id(rules)] for rules in variant_cls.layouts.values())
+        if same in tried or not known or size < variant.parameters // 2:
             continue
         tried.add(same)
         model: Any = create_model(variant.name, device="meta", **variant_cls.args_from(checkpoint))

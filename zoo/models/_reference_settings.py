@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import CheckpointMismatchError, CorruptWeightsError
+from zoo.errors import CheckpointMismatchError, CorruptWeightsError, printable
 from zoo.weights import Checkpoint
 from zoo.weights.authors import CONFIG_FILE
 from zoo.weights.files import read_json
@@ -88,6 +88,13 @@ def check_settings(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: st
     for key in _CHECKED:
         if key in theirs and key in ours and theirs[key] != ours[key]:
             raise CheckpointMismatchError(
-                f"{where} is of a model with {key} {theirs[key]!r}, not {ours[key]!r}, so its tensors would fit and "
-                "compute something else. Make the model with the arguments that the file names."
+                f"{where} is of a model with {key} {_shown(theirs[key])}, not {ours[key]!r}, so its tensors would fit "
+                "and compute something else. Make the model with the arguments that the file names."
             )
+
+
+def _shown(value: Any) -> str:
+    try:
+        return printable(repr(value))
+    except RecursionError:
+        return "something nested"

@@ -56,6 +56,7 @@ _BY_NAME = {name: dtype for dtype, name in _DTYPES.items()}
 
 # The format allows 100 MB, which could say `[[],[],...` and take 3 GB to parse; a large model's is 0.1 MB.
 _MAX_HEADER = 4_000_000
+MAX_TENSORS = 20_000  # of a file; large models have some 10^3
 _MAX_DIMENSIONS = 64  # torch's limit
 _MAX_JSON = 8_000_000
 _CHUNK = 1 << 20
@@ -292,7 +293,9 @@ def _parse_header(path: Path, read: Callable[[int], bytes], size: int) -> Header
             raise ValueError(f"its header of {length} bytes is larger than that of any model")
         raw = read(length)
         metadata, entries = _check_header(raw, size - 8 - length)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except RecursionError:
+        raise _bad_header(path, ValueError("its header is nested")) from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _bad_header(path, error) from error
     return Header(raw, metadata, entries, 8 + length, metadata.pop(_CONTENT, None))
 
@@ -308,8 +311,10 @@ def _bad_header(path: Path, error: Exception) -> CorruptWeightsError:
 def _check_header(header: bytes, data_size: int) -> tuple[dict[str, str], list[Entry]]:
     listed = json.loads(header.decode(), object_pairs_hook=_unique)
     metadata = listed.pop("__metadata__", {})
-    if not all(isinstance(text, str) for text in metadata.values()):
+    if type(metadata) is not dict or not all(type(text) is str for text in metadata.values()):
         raise ValueError("its metadata isn't text")
+    if len(listed) > MAX_TENSORS:
+        raise ValueError(f"it lists {len(listed)} tensors, more than any model has")
     position = 0
     entries = []
     for name, entry in sorted(listed.items(), key=lambda item: item[1]["data_offsets"]):
@@ -415,9 +420,7 @@ def check_record(path: Path, record: dict[str, Any]) -> None:
     if isinstance(source, dict):
         texts += [source.get("kind"), source.get("location")]
     if not isinstance(source, dict) or not all(isinstance(text, str) for text in texts):
-        raise CorruptWeightsError(
-            f"{record_path(path)} isn't a record of the zoo. Remove it and the file beside it."
-        )
+        raise CorruptWeightsError(f"{record_path(path)} isn't a record of the zoo. Remove it and the file beside it.")
 
 
 def check_quick(path: Path) -> dict[str, Any]:

@@ -67,6 +67,7 @@ _PLAIN_BUILTINS = frozenset(
     """.split()  # noqa: SIM905 - one name a line would fill two pages
 )
 
+
 @dataclass(frozen=True)
 class Reference:
     """A class or function that a pickle names by "module.name"; it is neither looked up nor imported."""
@@ -142,6 +143,8 @@ def read_pickle(buffer: mmap.mmap, start: int, end: int, grammar: Grammar, budge
     # RuntimeError: torch's, about a tensor where none belongs. None of them holds anything of the file.
     except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         reason = "its stack or memo is empty" if isinstance(error, LookupError) else printable(str(error))
+        if "positional argument" in reason:  # Python's words for what one of our functions was handed
+            reason = "a function with more or fewer arguments than it has"
         raise CorruptWeightsError(
             f"{file} is damaged: its pickle can't be decoded ({reason}). Get the file again."
         ) from error

@@ -58,8 +58,12 @@ def _tensor(
         raise ValueError("a tensor of impossibly many dimensions")
     if any(type(number) is not int or not 0 <= number < MAX_NUMBER for number in (offset, *size, *stride)):
         raise ValueError("a tensor of an impossible size")
-    if type(dtype) is not torch.dtype or (metadata is not None and (type(metadata) is not dict or metadata)):
+    if metadata is not None and (type(metadata) is not dict or metadata):
         raise ValueError("a tensor with a lazy conjugate or sign")
+    if type(dtype) is Reference:  # of a torch that is newer than this one
+        return Placeholder(_REBUILD + dtype.name.removeprefix("torch."))
+    if type(dtype) is not torch.dtype:
+        raise TypeError("a tensor of a type that is none")
     if dtype not in READABLE:
         return Placeholder(_REBUILD + str(dtype).removeprefix("torch."))
     stored = storage.untyped.nbytes() // dtype.itemsize
@@ -150,8 +154,15 @@ def _size(size: Any = ()) -> Any:
     return size
 
 
+def _layout(name: Any) -> str:
+    """Of a sparse tensor, which isn't read; its file may hold others."""
+    if type(name) is not str:
+        raise TypeError("a layout without a name")
+    return name
+
+
 def _device(kind: Any, index: Any = None) -> str:
-    if type(kind) is not str or len(kind) > 20 or not (index is None or (type(index) is int and 0 <= index < 1 << 16)):
+    if type(kind) is not str or not (index is None or (type(index) is int and 0 <= index < 1 << 16)):
         raise TypeError("a device that isn't made from a name and a number")
     return kind if index is None else f"{kind}:{index}"
 
@@ -169,6 +180,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch._tensor._rebuild_from_type_v2": _tensor_of_subclass,
     "torch.Size": _size,
     "torch.device": _device,
+    "torch.serialization._get_layout": _layout,
     "collections.defaultdict": lambda *_factory: {},
     "builtins.complex": _complex,
     "builtins.bytearray": _bytearray,

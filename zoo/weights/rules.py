@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from zoo.errors import CheckpointMismatchError
+from zoo.errors import CheckpointMismatchError, printable
 
 _logger = logging.getLogger("zoo")
 
@@ -40,7 +41,9 @@ class Rename:
     grid: bool = False
 
     def apply(self, tensor: Tensor) -> Tensor:
-        """The reference's tensor as ours."""
+        """The reference's tensor as ours; one that lacks the axes stays as it is, to be told by its shape."""
+        if any(not -tensor.ndim <= axis < tensor.ndim for axis in self.squeeze):
+            return tensor
         return tensor.squeeze(self.squeeze) if self.squeeze else tensor
 
     def invert(self, tensor: Tensor) -> Tensor:
@@ -128,7 +131,10 @@ class KeyRules:
                 assert isinstance(rule, Rename)  # an alias is of a tensor that is renamed
                 ours = _fill(rule.ours, parts)
                 if ours in renamed or self.reference_name(ours) != theirs:
-                    raise ValueError(f"The rules of {name} are ambiguous: {theirs} -> {ours} has no unique inverse")
+                    raise CheckpointMismatchError(
+                        f"{name}: the checkpoint's {printable(theirs)} is ambiguous, since it is no reference's name "
+                        f"of {printable(ours)}. Check that the file was made for this variant."
+                    )
                 renamed[ours] = rule.apply(tensor)
         if unknown:
             raise CheckpointMismatchError(
@@ -257,21 +263,35 @@ def _guess(reshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> s
 
 
 def _check_alias(state: Mapping[str, Tensor], theirs: str, same_as: str, name: str) -> None:
-    if not torch.equal(state[theirs], state[same_as]):
+    if not _same_bytes(state[theirs], state[same_as]):
         raise CheckpointMismatchError(
-            f"{name}: the checkpoint's {theirs} should be a second name of {same_as}, but they differ. "
+            f"{name}: the checkpoint's {printable(theirs)} should be a second name of {printable(same_as)}, but they "
+            "differ. "
             "Check that the file was made for this variant; `zoo list` prints the others."
         )
+
+
+def _same_bytes(one: Tensor, two: Tensor) -> bool:
+    """Whether two tensors are the same, NaNs included and of any type (torch.equal doesn't know all of them)."""
+    if one.shape != two.shape or one.dtype != two.dtype:
+        return False
+    if one.data_ptr() == two.data_ptr() and one.stride() == two.stride():
+        return True
+    return torch.equal(*(tensor.reshape(-1).contiguous().view(torch.uint8) for tensor in (one, two)))
 
 
 def _match(pattern: str, key: str) -> tuple[str, ...] | None:
     """What the wildcards of `pattern` stand for in `key`, or None if it doesn't match."""
     if "*" not in pattern:
         return () if pattern == key else None
-    *head, last, tail = map(re.escape, pattern.split("*"))
-    expression = "([^.]+)".join([*head, last]) + "(.+)" + tail
-    found = re.fullmatch(expression, key)  # re keeps compiled expressions
+    found = _compiled(pattern).fullmatch(key)
     return found.groups() if found else None
+
+
+@cache  # of the rules that are written down
+def _compiled(pattern: str) -> re.Pattern[str]:
+    *head, last, tail = map(re.escape, pattern.split("*"))
+    return re.compile("([^.]+)".join([*head, last]) + "(.+)" + tail)
 
 
 def _fill(pattern: str, parts: tuple[str, ...]) -> str:
@@ -280,4 +300,4 @@ def _fill(pattern: str, parts: tuple[str, ...]) -> str:
 
 
 def _examples(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return ", ".join(map(printable, names[:3])) + (", ..." if len(names) > 3 else "")

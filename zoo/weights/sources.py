@@ -118,6 +118,20 @@ def fetch(variant: Variant, convert: _Convert, *, progress: bool = True) -> Path
     )
 
 
+def is_ours(path: str | Path) -> bool:
+    """Whether a weights file belongs to the package or the cache: those are only ever replaced, never written over.
+
+    Whatever else there is, the user's own files and those in ZOO_WEIGHTS too, may be.
+    """
+    path = Path(path).resolve()
+    folder = os.environ.get("ZOO_WEIGHTS")
+    if folder and path.parent == Path(folder).expanduser().resolve():
+        return False
+    if path.parent == BUNDLED.resolve():
+        return True
+    return path.parent == cache_dir().resolve() and files.record_path(path).is_file()
+
+
 def source_of(path: str | Path) -> dict[str, Any]:
     """Where a weights file came from: its record (see `zoo.weights.files.write_record`).
 

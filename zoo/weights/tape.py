@@ -119,7 +119,7 @@ def _quoted(tape: Tape) -> str:
     line = tape.line(_MAX_TEXT_LINE).strip()
     if len(line) < 2 or line[:1] not in (b"'", b'"') or line[:1] != line[-1:]:
         raise ValueError("a text without quotes")
-    raw: bytes = codecs.escape_decode(line[1:-1])[0]  # type: ignore[attr-defined]
+    raw: bytes = codecs.escape_decode(line[1:-1])[0]
     return raw.decode("ascii")
 
 

@@ -10,12 +10,12 @@ import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from zoo.errors import CorruptWeightsError, UnsafeCheckpointError, WeightsUnavailableError, printable
+from zoo.errors import CorruptWeightsError, UnsafeCheckpointError, WeightsUnavailableError, ZooError, printable
 from zoo.weights import files, zips
 from zoo.weights.pickles import Grammar, Placeholder, read_pickle
 from zoo.weights.rebuild import FUNCTIONS, MAX_NUMBER, PRICES, READABLE, VALUES, Storage, unreadable_kind
@@ -28,7 +28,6 @@ _LEGACY_PROTOCOL = 1001
 # Bytes that the pickles of a file may cost besides those that they have themselves (see zoo/weights/tape.py).
 _BUDGET = 100_000_000
 
-_MAX_TENSORS = 20_000  # of a state dict; large models have some 10^3
 _MAX_NAME = 500  # characters of a tensor's name
 _MAX_STORAGE_KEY = 100  # characters; torch counts storages, or takes their addresses
 # Tensors may share storages, such as the two names of a tied weight. All in all they may be this much larger than
@@ -47,12 +46,13 @@ class Checkpoint:
     tensors: the model's state dict, name by name as in the file.
     extra: everything else, as plain data; other classes' objects are `Placeholder`s (`vars(extra["args"])`). Any of
         it may be of any type, size and depth: see `text`.
-    path: where it was read from.
+    path: where it was read from. size: of that file in bytes; all of it stays in memory as long as a tensor does.
     """
 
     tensors: dict[str, Tensor]
     extra: dict[str, Any]
     path: Path
+    size: int = 0
 
     def __repr__(self) -> str:
         return f"<{printable(str(self.path))}: {len(self.tensors)} tensors>"
@@ -74,20 +74,24 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> Checkpoint:
     format, without tensors, or if those are of a kind that can't be read (quantized, sparse).
     """
     path = Path(path)
-    buffer = _in_memory(path, mapped)
-    head = buffer[:64]
-    if head.startswith(zips.MAGIC):
-        data = _read_zip(path, buffer)
-    elif head[8:9] == b"{":  # before pickles: the length in front of it may begin with any byte
-        return _read_safetensors(path, buffer)
-    elif head.startswith(b"\x80"):
-        data = _read_legacy(path, buffer)
-    else:
-        page = head.lstrip()[:1] == b"<"
+    try:
+        with files.open_regular(path) as file:
+            read = _container(path, file.read(64))
+            if read is _read_safetensors:
+                files.read_header(path)  # before all the rest is read
+            file.seek(0)
+            buffer = _in_memory(file, mapped)
+    except FileNotFoundError as error:
+        raise WeightsUnavailableError(f"There is no checkpoint {path}. Check the path.") from error
+    except (OSError, ValueError, OverflowError, MemoryError) as error:
+        if isinstance(error, ZooError):
+            raise
         raise CorruptWeightsError(
-            f"{path} is {'a web page' if page else 'neither a safetensors file nor a torch checkpoint'}. "
-            "Get the file again, and open its link in a browser if that keeps happening."
-        )
+            f"{path} can't be read ({files.reason_of(error)}). Check that it is a checkpoint file."
+        ) from error
+    data = read(path, buffer)
+    if isinstance(data, Checkpoint):
+        return data
     try:
         tensors, extra = find_state_dict(data)
     except UnreadableTensorError as error:
@@ -105,31 +109,40 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> Checkpoint:
         raise UnsafeCheckpointError(
             f"{path} holds {len(buffer)} bytes, and its tensors say that they are {claimed}. Don't use this file."
         )
-    return Checkpoint(tensors, extra, path)
+    return Checkpoint(tensors, extra, path, len(buffer))
 
 
-def _in_memory(path: Path, mapped: bool) -> mmap.mmap:
-    try:
-        with files.open_regular(path) as file:
-            if mapped:
-                # A private writable mapping: torch wants writable memory, and the file itself never changes.
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            buffer = mmap.mmap(-1, files.size_of(file))
-            with memoryview(buffer) as whole:
-                position = 0
-                while position < len(whole):
-                    with whole[position : position + _CHUNK] as part:
-                        read = file.readinto(part)
-                    if not read:
-                        raise ValueError("it got shorter meanwhile")
-                    position += read
-            return buffer
-    except FileNotFoundError as error:
-        raise WeightsUnavailableError(f"There is no checkpoint {path}. Check the path.") from error
-    except (OSError, ValueError, OverflowError, MemoryError) as error:  # ValueError: an empty file can't be mapped
-        raise CorruptWeightsError(
-            f"{path} can't be read ({files.reason_of(error)}). Check that it is a checkpoint file."
-        ) from error
+def _container(path: Path, head: bytes) -> Callable[[Path, mmap.mmap], Any]:
+    """What reads a file that begins like this."""
+    if not head:
+        raise ValueError("it is empty")
+    if head.startswith(zips.MAGIC):
+        return _read_zip
+    if head[8:9] == b"{":  # before pickles: the length in front of it may begin with any byte
+        return _read_safetensors
+    if head.startswith(b"\x80"):
+        return _read_legacy
+    page = head.lstrip()[:1] == b"<"
+    raise CorruptWeightsError(
+        f"{path} is {'a web page' if page else 'neither a safetensors file nor a torch checkpoint'}. "
+        "Get the file again, and open its link in a browser if that keeps happening."
+    )
+
+
+def _in_memory(file: BinaryIO, mapped: bool) -> mmap.mmap:
+    if mapped:
+        # A private writable mapping: torch wants writable memory, and the file itself never changes.
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    buffer = mmap.mmap(-1, files.size_of(file))
+    with memoryview(buffer) as whole:
+        position = 0
+        while position < len(whole):
+            with whole[position : position + _CHUNK] as part:
+                read = file.readinto(part)  # type: ignore[attr-defined]
+            if not read:
+                raise ValueError("it got shorter meanwhile")
+            position += read
+    return buffer
 
 
 class UnreadableTensorError(LookupError):
@@ -176,7 +189,7 @@ def _split(entries: dict[Any, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise UnreadableTensorError(f"{printable(key)} ({printable(kind)})")
         else:
             rest[key] = value
-    if len(tensors) > _MAX_TENSORS or any(len(name) > _MAX_NAME for name in tensors):
+    if len(tensors) > files.MAX_TENSORS or any(len(name) > _MAX_NAME for name in tensors):
         raise LookupError("it has more tensors, or longer names, than any model")
     return tensors, rest
 
@@ -193,7 +206,7 @@ def _split_branches(entries: dict[Any, Any]) -> tuple[dict[str, Tensor], dict[st
         return tensors, rest
     branches = {_label(branch): inner for branch, inner in entries.items() if type(inner) is dict}
     # Many branches may be one and the same dictionary.
-    if sum(map(len, branches.values())) > _MAX_TENSORS or any(len(branch) > _MAX_NAME for branch in branches):
+    if sum(map(len, branches.values())) > files.MAX_TENSORS or any(len(branch) > _MAX_NAME for branch in branches):
         raise LookupError("its branches have more entries, or longer names, than any model")
     return _split(
         {f"{branch}.{_label(key)}": value for branch, inner in branches.items() for key, value in inner.items()}
@@ -215,7 +228,7 @@ def _read_safetensors(path: Path, buffer: mmap.mmap) -> Checkpoint:
         if start % dtype.itemsize:  # of another writer, whose header has any length
             flat = flat.clone()
         tensors[entry.name] = flat.view(dtype).reshape(entry.shape)
-    return Checkpoint(tensors, dict(header.metadata), path)
+    return Checkpoint(tensors, dict(header.metadata), path, len(buffer))
 
 
 def _read_zip(path: Path, buffer: mmap.mmap) -> Any:
