@@ -37,6 +37,7 @@ def convert(
 
     entry = find_variant(variant)
     state, metadata = convert_checkpoint(entry, weights.read_checkpoint(checkpoint))
+    files.remove_record(output)
     weights.save_safetensors(state, output, {"format": "pt", "variant": entry.name, **metadata})
     digest = files.sha256(checkpoint, progress=True)
     files.write_record(
@@ -137,7 +138,7 @@ def mirror(
     """Put the weights of all variants into a folder.
 
     ZOO_WEIGHTS=FOLDER then serves them where there is no network. The same command goes on with a mirror that was
-    stopped. What is on its way lies in the cache: with ZOO_CACHE on the same disk, files are shared, not copied.
+    stopped. What is on its way lies in the cache, and is copied from there.
 
     Example: zoo mirror /data/zoo --filter 'croco*'
     """

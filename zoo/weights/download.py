@@ -5,22 +5,31 @@ A machine without a network hears so within two seconds per host instead of wait
 
 from __future__ import annotations
 
+import glob
 import os
 import queue
 import random
 import re
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from zoo.errors import CorruptWeightsError, DownloadError, StorageError, WeightsUnavailableError, ZooError
+from zoo.errors import (
+    CorruptWeightsError,
+    DownloadError,
+    StorageError,
+    WeightsUnavailableError,
+    ZooError,
+    printable,
+)
 from zoo.weights.files import read_json, sha256, write_json
 
 if TYPE_CHECKING:  # imported where they are used: whoever has the weights already needs neither
@@ -95,7 +104,10 @@ def download(url: str, path: Path, *, expected_sha256: str | None = None, progre
 
 
 def download_from_drive(file_id: str, path: Path, *, expected_sha256: str | None = None, progress: bool = True) -> str:
-    """`download` for a public file on Google Drive, through the package gdown; resumed by the next call too.
+    """`download` for a public file on Google Drive, through the package gdown.
+
+    Google doesn't say whether a file is still the one that a part of it is here of. So the next call goes on with that
+    part only if the whole's digest is known.
 
     Raises WeightsUnavailableError without gdown, and what `download` raises.
     """
@@ -130,13 +142,18 @@ def download_from_drive(file_id: str, path: Path, *, expected_sha256: str | None
 
     with _saving(link, path), _bar(path.name, progress) as bar:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for kept in path.parent.glob(glob.escape(part.name) + "*.part"):  # gdown's own names
+            if expected_sha256 is None:
+                kept.unlink()
+            else:
+                _keep_if_plain(kept)
         threading.Thread(target=watch, daemon=True).start()
         try:
             gdown.download(
                 id=file_id,
                 output=str(part),
                 quiet=True,
-                resume=True,
+                resume=expected_sha256 is not None,
                 progress=show,
                 timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
                 retries=TRIES,
@@ -145,10 +162,10 @@ def download_from_drive(file_id: str, path: Path, *, expected_sha256: str | None
         except FileURLRetrievalError as error:
             raise DownloadError(
                 f"Google Drive shows a page instead of the file, about a quota or a login: open {link} {by_hand}. "
-                f"The page says: {' '.join(str(error).split())}"
+                f"The page says: {printable(' '.join(str(error).split()), 500)}"
             ) from error
         except (TransferError, DownloadCancelled, requests.RequestException) as error:
-            reason = "too slow" if stalled.is_set() else " ".join(str(error).split())
+            reason = "too slow" if stalled.is_set() else printable(" ".join(str(error).split()), 500)
             raise DownloadError(f"{link} can't be downloaded ({reason}). {_HINT}") from error
         finally:
             over.set()
@@ -220,11 +237,9 @@ def _saving(url: str, path: Path) -> Iterator[None]:
 
 
 def _part_of(path: Path) -> Path:
-    """Where a download grows; a link or pipe under that name is removed: what arrives would go elsewhere."""
+    """Where a download grows; what lies there and isn't a file of its own is removed."""
     part = path.with_name(path.name + ".part")
-    if os.path.lexists(part) and (part.is_symlink() or not part.is_file()):
-        with suppress(OSError):
-            part.unlink()
+    _keep_if_plain(part)
     return part
 
 
@@ -300,37 +315,63 @@ def _transfer(url: str, part: Path, progress: bool) -> None:
                 raise _Retry("the server could not resume")
             _check_response(url, response)
             offset, total = _extent(response, offset)
-            write_json(_state_path(part), {"url": url, "validator": validator if offset else _validator(response)})
-            with part.open("r+b" if offset else "wb") as file, _bar(part.stem, progress, total, offset) as bar:
-                file.seek(offset)
-                file.truncate()
-                pace = Pace()
-                try:
-                    # read1 gives what has arrived, where iter_content would wait for a whole chunk
-                    while chunk := response.raw.read1(_CHUNK, decode_content=True):
-                        pace.add(len(chunk))
-                        file.write(chunk)
-                        bar.update(len(chunk))
-                finally:
-                    file.flush()
-                    os.fsync(file.fileno())
-                size = file.tell()
+            # A server may ignore If-Range: what it sends is the rest of this file only if it says so.
+            spliced = offset > 0 and _validator(response) != validator
+            if not spliced:
+                size = _receive(url, part, response, offset, total, progress)
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         raise _Retry(_reason(error)) from error
     except SlowTransfer as error:
         raise _Retry(str(error)) from error
-    if total is not None and size != total:
+    if spliced:
+        _discard(part)
+        _transfer(url, part, progress)
+    elif total is not None and size != total:
         raise _Retry(f"{size} of {total} bytes arrived")
+
+
+def _receive(url: str, part: Path, response: requests.Response, offset: int, total: int | None, progress: bool) -> int:
+    """Write what arrives into `part`, from `offset` on; its size then."""
+    if not offset:
+        _discard(part)
+    write_json(_state_path(part), {"url": url, "validator": _validator(response)})
+    with _open_part(part) as file, _bar(part.stem, progress, total, offset) as bar:
+        file.seek(offset)
+        file.truncate()
+        pace = Pace()
+        try:
+            # read1 gives what has arrived, where iter_content would wait for a whole chunk
+            while chunk := response.raw.read1(_CHUNK, decode_content=True):
+                pace.add(len(chunk))
+                file.write(chunk)
+                bar.update(len(chunk))
+        finally:
+            file.flush()
+            os.fsync(file.fileno())
+        return file.tell()
+
+
+def _open_part(part: Path) -> BinaryIO:
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    return os.fdopen(os.open(part, flags, 0o666), "r+b")
+
+
+def _keep_if_plain(part: Path) -> None:
+    """Remove what lies there if it is no file, or one that has other names: it would be written to through this one."""
+    with suppress(OSError):  # such as a folder, which is told when it can't be written
+        found = part.lstat()
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            part.unlink()
 
 
 def _check_response(url: str, response: requests.Response) -> None:
     if response.status_code in _BUSY:
         wait = response.headers.get("Retry-After", "")
-        raise _Retry(f"HTTP {response.status_code}", after=float(wait) if wait.isdigit() else 0.0)
+        raise _Retry(f"HTTP {response.status_code}", after=float(_number(wait) or 0))
     if response.status_code not in (200, 206):
         gone = response.status_code in (404, 410)
         raise DownloadError(
-            f"{url} can't be downloaded: HTTP {response.status_code} {response.reason}. "
+            f"{url} can't be downloaded: HTTP {response.status_code} {printable(response.reason or '', 80)}. "
             + ("The file is no longer there; g" if gone else "G")
             + "et it elsewhere and put it into the folder that ZOO_WEIGHTS names."
         )
@@ -341,12 +382,16 @@ def _check_response(url: str, response: requests.Response) -> None:
 def _extent(response: requests.Response, offset: int) -> tuple[int, int | None]:
     """Where the response's bytes start in the file, and the file's size if the server tells."""
     if response.status_code == 206:
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        found = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", response.headers.get("Content-Range", ""))
         if not found or int(found[1]) != offset:
             raise _Retry("the server sent another part than was asked for")
         return offset, None if found[2] == "*" else int(found[2])
-    length = response.headers.get("Content-Length", "")
-    return 0, int(length) if length.isdigit() else None
+    return 0, _number(response.headers.get("Content-Length", ""))
+
+
+def _number(text: str) -> int | None:
+    """What a server gives as a number, if it is one of any sense."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def _validator(response: requests.Response) -> str | None:

@@ -410,6 +410,18 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content
 
 
+def remove_record(path: Path) -> None:
+    """Remove the record of a weights file that is about to be replaced: the new one isn't what it describes.
+
+    Raises StorageError if it can't be removed.
+    """
+    record = record_path(path)
+    try:
+        record.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{record} can't be removed ({reason_of(error)}). Remove it yourself.") from error
+
+
 def check_record(path: Path, record: dict[str, Any]) -> None:
     """Whether a weights file's record says what records say (see `write_record`).
 

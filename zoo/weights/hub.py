@@ -13,7 +13,7 @@ from typing import Any
 
 from huggingface_hub import constants, errors, get_session, get_token, hf_hub_download, try_to_load_from_cache
 
-from zoo.errors import CorruptWeightsError, DownloadError, StorageError, WeightsUnavailableError, ZooError
+from zoo.errors import CorruptWeightsError, DownloadError, StorageError, WeightsUnavailableError, ZooError, printable
 from zoo.weights import files
 from zoo.weights.download import FIRST_TRIES, TRIES, Pace, SlowTransfer, check_reachable, delay
 
@@ -71,7 +71,7 @@ def hub_file(
                 f"{place} can't be saved to {cache_dir or constants.HF_HUB_CACHE} ({error.strerror}). "
                 "Free some space or set HF_HOME to another folder."
             ) from error
-        raise WeightsUnavailableError(f"{place} can't be had from the Hub: {explain(error, repo)}.") from error
+        raise WeightsUnavailableError(f"{place} can't be had from the Hub: {explain(error, repo)}.") from _cause(error)
 
 
 def _patiently(download: Callable[[], str]) -> str:
@@ -132,12 +132,21 @@ def check_arrived(blob: Path, repo: str, digest: str) -> None:
 def explain(error: Exception, repo: str) -> str:
     """What huggingface_hub's error means for the user, and what to do: one clause without a full stop.
 
-    A server's message may hold whatever was sent to it; tokens are taken out.
+    What a server says may hold whatever was sent to it: tokens are taken out, and what a terminal would act on.
     """
-    clause = _explain(error, repo)
+    return printable(_without_secrets(_explain(error, repo)), 1000)
+
+
+def _without_secrets(text: str) -> str:
     for secret in filter(None, (os.environ.get("HF_TOKEN"), get_token())):
-        clause = clause.replace(secret, "(your token)")
-    return _TOKEN.sub("(a token)", clause)
+        text = text.replace(secret, "(your token)")
+    return _TOKEN.sub("(a token)", text)
+
+
+def _cause(error: Exception) -> Exception | None:
+    """What an error is raised from: not what would show a secret in its traceback."""
+    text = str(error)
+    return error if _without_secrets(text) == text else None
 
 
 def _explain(error: Exception, repo: str) -> str:

@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from zoo.catalog import VARIANTS, Source, Variant
 from zoo.errors import CorruptWeightsError, StorageError, ZooError
 from zoo.weights import files
-from zoo.weights.sources import first_sentence, link
+from zoo.weights.sources import copy, first_sentence
 
 _logger = logging.getLogger("zoo")
 
@@ -41,7 +41,7 @@ def mirror(
 
     fetch: gives a variant's local file by name, such as `zoo.fetch`. workers: how many checkpoints at a time; the
     variants made from one checkpoint follow each other, so that it is downloaded once. Architectures without
-    published weights are left out. Files take no more space than in the cache if both are on one file system.
+    published weights are left out.
 
     What can't be had is reported, not raised. Raises StorageError if the folder itself can't be written.
     """
@@ -87,8 +87,8 @@ def _mirror_one(folder: Path, variant: Variant, fetch: Callable[[str], Path]) ->
         record = files.check_full(found, progress=True) | {"variant": variant.name}
         # The record comes first: a file without one is somebody else's, even if this process is killed here.
         files.write_json(files.record_path(path), record)
-        link(found, path)
-        if not os.path.samefile(found, path):
+        if not path.exists() or not os.path.samefile(found, path):
+            copy(found, path)  # no link: who writes over the mirror's file must not change the cache's
             _check_copy(path)
         return Mirrored(variant, path)
     except ZooError as error:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock, Timeout
+from huggingface_hub import constants
 from torch import Tensor
 
 from zoo.catalog import VARIANTS, Source, Variant
@@ -30,6 +31,7 @@ from zoo.errors import (
     StorageError,
     UnsafeCheckpointError,
     WeightsUnavailableError,
+    printable,
 )
 from zoo.weights import files
 from zoo.weights.authors import fetch_from_authors
@@ -135,11 +137,15 @@ def is_ours(path: str | Path) -> bool:
 def source_of(path: str | Path) -> dict[str, Any]:
     """Where a weights file came from: its record (see `zoo.weights.files.write_record`).
 
-    A file without a record gives {"source": {"kind": "file", "location": its path}}.
+    A file without a record gives {"source": {"kind": "file", "location": its path}}. Raises CorruptWeightsError for a
+    record that isn't one of the zoo's.
     """
     path = Path(path)
     record = files.read_record(path)
-    return record if record is not None else {"source": {"kind": "file", "location": str(path)}}
+    if record is None:
+        return {"source": {"kind": "file", "location": str(path)}}
+    files.check_record(path, record)
+    return record
 
 
 @dataclass(frozen=True)
@@ -170,20 +176,21 @@ def verify(variant_or_path: Variant | str | Path, *, progress: bool = True) -> l
         candidates.append(mirrored)
     candidates.append(cached_path(variant))
     candidates += [_download_path(source) for source in variant.sources if source.kind in ("url", "gdrive")]
-    return [_verify_file(path, progress) for path in candidates if path.is_file()]
+    return [_verify_file(path, progress, variant) for path in candidates if path.is_file()]
 
 
-def _verify_file(path: Path, progress: bool) -> Verification:
+def _verify_file(path: Path, progress: bool, variant: Variant | None = None) -> Verification:
     try:
         record = files.read_record(path)
         if record is None:
-            files.header_digest(path)
-            digest = files.sha256(path, progress)
+            digest = files.check_content(path, progress)
         elif "header_sha256" in record:
             digest = files.check_full(path, progress)["sha256"]
+            if variant is not None:
+                _check_variants(path, record, variant)
         else:  # a reference checkpoint as downloaded
             digest = _check_download(path, progress)
-    except OSError as error:
+    except (OSError, CheckpointMismatchError) as error:
         return Verification(path, None, files.record_path(path).exists(), str(error))
     return Verification(path, digest, record is not None)
 
@@ -202,8 +209,8 @@ def _find_provided(variant: Variant) -> Path | None:
     mirrored = _mirror_path(variant)
     if mirrored is None or not mirrored.is_file():
         return None
-    record = files.check_quick(mirrored) if files.record_path(mirrored).exists() else files.read_metadata(mirrored)
-    _check_variant(record.get("variant"), variant, mirrored)
+    record = files.check_quick(mirrored) if files.record_path(mirrored).exists() else {}
+    _check_variants(mirrored, record, variant)
     _logger.info("%s: weights from ZOO_WEIGHTS, %s", variant.name, mirrored)
     return mirrored
 
@@ -212,12 +219,19 @@ def _is_cached(variant: Variant, path: Path) -> bool:
     if not path.is_file():
         return False
     record = files.check_quick(path)
+    _check_variants(path, record, variant)
     pin = _binding_pin(variant)
     if pin is not None and record.get("sha256") != pin["sha256"]:
         _logger.info("%s: %s isn't the file that the zoo is pinned to now", variant.name, path)
         return False
     _logger.info("%s: weights from the cache, %s", variant.name, path)
     return True
+
+
+def _check_variants(path: Path, record: dict[str, Any], variant: Variant) -> None:
+    """The same by what the file's record and its header say."""
+    for named in (record.get("variant"), files.read_metadata(path).get("variant")):
+        _check_variant(named, variant, path)
 
 
 def _check_variant(named: str | None, variant: Variant, path: Path) -> None:
@@ -227,7 +241,7 @@ def _check_variant(named: str | None, variant: Variant, path: Path) -> None:
     if any(other.name == named and set(other.sources) & set(variant.sources) for other in VARIANTS):
         return
     raise CheckpointMismatchError(
-        f"{path} holds the weights of {named}, not of {variant.name}. Put the right file in its place."
+        f"{path} holds the weights of {printable(named)}, not of {variant.name}. Put the right file in its place."
     )
 
 
@@ -310,12 +324,13 @@ def _fetch_from(
 
 def _make(path: Path, downloaded: Path, variant: Variant, source: Source, digest: str, convert: _Convert) -> None:
     """Put a downloaded file into the cache, converted unless it is in the zoo's own layout, and record it."""
+    files.remove_record(path)
     try:
         if source.layout == "zoo":
             files.header_digest(downloaded)
             link(downloaded, path)
         else:
-            tensors, metadata = convert(read_checkpoint(downloaded))
+            tensors, metadata = convert(read_checkpoint(downloaded, mapped=True))
             files.save_safetensors(tensors, path, {"format": "pt", "variant": variant.name, **metadata})
     except (CorruptWeightsError, UnsafeCheckpointError):
         _remove(downloaded)  # the next try shall not find the same file again
@@ -328,6 +343,9 @@ def _downloaded(source: Source, progress: bool) -> tuple[Path, str]:
     path = _download_path(source)
     with _lock(path.name):
         record = files.read_json(files.record_path(path))
+        if record is not None and record.get(source.kind) != source.location:
+            _logger.warning("%s is of another source. It is downloaded again.", path)
+            record = None
         if record is not None and path.is_file():
             try:
                 return path, _check_download(path, progress)
@@ -387,6 +405,7 @@ def _fetch_from_hub(hub: _HubFile, variant: Variant, path: Path, progress: bool)
     _check_variant(files.read_metadata(found).get("variant"), variant, found)
     if hub.sha256 is None:
         files.write_json(seen_path, {"repo": hub.repo, "filename": hub.filename, "sha256": digest})
+    files.remove_record(path)
     link(found, path)
     location = f"{hub.repo}/{hub.filename}" + (f"@{hub.revision}" if hub.revision else "")
     files.write_record(path, variant=variant.name, kind="hub", location=location, source_sha256=digest)
@@ -428,17 +447,26 @@ def link(source: Path, path: Path) -> None:
         os.link(source, temporary)
         os.replace(temporary, path)
     except OSError:
-        with files.atomic_writer(path) as target, source.open("rb") as file:
-            shutil.copyfileobj(file, target)
+        copy(source, path)
     finally:
         with suppress(OSError):
             temporary.unlink()
 
 
+def copy(source: Path, path: Path) -> None:
+    """Copy a file to where its owner may write over it. Raises StorageError if it can't be written."""
+    with files.atomic_writer(path) as target, source.open("rb") as file:
+        shutil.copyfileobj(file, target)
+
+
 def _remove(path: Path) -> None:
-    path.resolve().unlink(missing_ok=True)  # of huggingface_hub's cache, what the link leads to
-    path.unlink(missing_ok=True)
-    files.record_path(path).unlink(missing_ok=True)
+    try:
+        if path.is_symlink() and path.resolve().is_relative_to(Path(constants.HF_HUB_CACHE).resolve()):
+            path.resolve().unlink(missing_ok=True)  # huggingface_hub keeps files under other names
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path} can't be removed ({files.reason_of(error)}). Remove it yourself.") from error
+    files.remove_record(path)
 
 
 def first_sentence(error: Exception) -> str:

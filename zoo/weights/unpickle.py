@@ -45,22 +45,19 @@ class Checkpoint:
 
     tensors: the model's state dict, name by name as in the file.
     extra: everything else, as plain data; other classes' objects are `Placeholder`s (`vars(extra["args"])`). Any of
-        it may be of any type, size and depth: see `text`.
+        it may be of any type, size and depth.
     path: where it was read from. size: of that file in bytes; all of it stays in memory as long as a tensor does.
+    mapped: the tensors' data is still on disk.
     """
 
     tensors: dict[str, Tensor]
     extra: dict[str, Any]
     path: Path
     size: int = 0
+    mapped: bool = False
 
     def __repr__(self) -> str:
         return f"<{printable(str(self.path))}: {len(self.tensors)} tensors>"
-
-    def text(self, key: str) -> str | None:
-        """What the file says about itself under `key`, if that is a text; anything else doesn't count."""
-        value = self.extra.get(key)
-        return value if type(value) is str else None
 
 
 def read_checkpoint(path: str | Path, *, mapped: bool = False) -> Checkpoint:
