@@ -19,9 +19,10 @@ def printable(text: object, longest: int = _LONGEST_TEXT) -> str:
         return str(text) if short else "a number of many digits"
     if not isinstance(text, str):
         return f"an object of type {type(text).__name__}"
-    if len(text) > longest:
-        text = text[: longest - 1] + "…"
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    shown = text[: longest + 1]  # escapes only make it longer
+    if not shown.isprintable():
+        shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
+    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
 
 
 class ZooError(Exception):

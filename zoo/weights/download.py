@@ -382,7 +382,9 @@ def _check_response(url: str, response: requests.Response) -> None:
 def _extent(response: requests.Response, offset: int) -> tuple[int, int | None]:
     """Where the response's bytes start in the file, and the file's size if the server tells."""
     if response.status_code == 206:
-        found = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", response.headers.get("Content-Range", ""))
+        found = re.fullmatch(
+            r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", response.headers.get("Content-Range", "")
+        )
         if not found or int(found[1]) != offset:
             raise _Retry("the server sent another part than was asked for")
         return offset, None if found[2] == "*" else int(found[2])
