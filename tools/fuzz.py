@@ -24,6 +24,7 @@ import tempfile
 import threading
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,8 @@ def _read_pickle(content: bytes) -> None:
     buffer = mmap.mmap(-1, max(1, len(content)))
     buffer[: len(content)] = content
     data, _ = read_pickle(buffer, 0, len(content), grammar, Budget(20_000_000))
-    try:
+    with suppress(LookupError):  # which read_checkpoint turns into a sentence
         find_state_dict(data)
-    except LookupError:  # which read_checkpoint turns into a sentence
-        pass
 
 
 def _in_file(read: Callable[[Path], object], name: str = "input") -> Callable[[bytes], None]:
@@ -100,16 +99,15 @@ def _recipe() -> Callable[[bytes], None]:
 
 def _config() -> Callable[[bytes], None]:
     """Model arguments of a repository's config.json, a constructor call beside weights, a record."""
+    from zoo.errors import CorruptWeightsError
     from zoo.models._reference_settings import parse_constructor
     from zoo.models.arguments import check_arguments
     from zoo.weights import files
 
     def read(path: Path) -> None:
         content = files.read_json(path) or {}
-        try:
+        with suppress(CorruptWeightsError):
             files.check_record(path, content)
-        except files.CorruptWeightsError:
-            pass
         text = content.get("args")
         if isinstance(text, str):
             parse_constructor(text, "fuzz")

@@ -88,6 +88,7 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> Checkpoint:
         ) from error
     data = read(path, buffer)
     if isinstance(data, Checkpoint):
+        data.mapped = mapped
         return data
     try:
         tensors, extra = find_state_dict(data)
@@ -106,7 +107,7 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> Checkpoint:
         raise UnsafeCheckpointError(
             f"{path} holds {len(buffer)} bytes, and its tensors say that they are {claimed}. Don't use this file."
         )
-    return Checkpoint(tensors, extra, path, len(buffer))
+    return Checkpoint(tensors, extra, path, len(buffer), mapped)
 
 
 def _container(path: Path, head: bytes) -> Callable[[Path, mmap.mmap], Any]:
