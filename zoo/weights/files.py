@@ -398,7 +398,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         with open_regular(path) as file:
             if size_of(file) > _MAX_JSON:
                 raise ValueError(f"{size_of(file)} bytes")
-            content = json.loads(file.read().decode("utf-8-sig"))  # bytes might be of any encoding
+            content = json.loads(file.read().decode().removeprefix("\ufeff"))  # bytes might be of any encoding
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
