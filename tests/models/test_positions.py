@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import timm
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zoo.errors import CheckpointMismatchError
 from zoo.layers.positions import LearnedPositions, resample_table, stretch_table
 from zoo.layers.relative import RelativeBias
+from zoo.layers.rope import rope_on, rope_table
 from zoo.layers.sincos import SincosPositions, sincos_table
 from zoo.models import ZooModel
 from zoo.weights import Checkpoint, save_safetensors
@@ -122,3 +124,15 @@ def test_no_float64_on_the_device() -> None:
             model = timm.create_model(name, device="meta", img_size=(2 * p, 8 * p), dynamic_img_size=True, **args)
             if "dec" not in name and "mae" not in name and "pixel" not in name and "cat" not in name:
                 model(torch.empty(1, 3, 4 * p, 3 * p, device="meta"))
+
+
+def test_rotary_tables_are_computed_once_a_grid() -> None:
+    device = torch.device("cpu")
+    first = rope_on(32, 4, 6, 100.0, device)
+    assert rope_on(32, 4, 6, 100.0, device) is first
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(first, rope_table(32, 4, 6, 100.0)))
+    assert rope_on(32, 6, 4, 100.0, device) is not first and rope_on(32, 4, 6, 10.0, device) is not first
+    assert rope_on(32, 4, 6, 100.0, torch.device("meta"))[0].is_meta, "each device its own"
+    with FakeTensorMode():
+        assert rope_on(32, 4, 6, 100.0, device) is not first
+    assert rope_on(32, 4, 6, 100.0, device) is first

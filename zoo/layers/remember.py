@@ -19,14 +19,14 @@ _GRIDS = 8  # a training run on images of several sizes has about as many
 def once_a_grid(make: Callable[_P, _T]) -> Callable[_P, _T]:
     """Remember the results of `make` for the last few arguments, but ordinary tensors only.
 
-    What a tracer, torch.compile, FakeTensorMode or a functorch transform has made belongs to that tracer; handed out
-    later it would poison every model of the process. Each of them gets tables of its own.
+    What a tracer, torch.compile, FakeTensorMode, a functorch transform or the capture of a CUDA graph has made belongs
+    to that alone; handed out later it would poison every model of the process. Each of them gets tables of its own.
     """
     remembered: OrderedDict[Any, _T] = OrderedDict()
 
     @wraps(make)
     def get(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_in_torch_dispatch_mode():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_in_torch_dispatch_mode() or _captures():
             return make(*args, **kwargs)
         key = (args, tuple(kwargs.items()))
         if key in remembered:
@@ -40,6 +40,10 @@ def once_a_grid(make: Callable[_P, _T]) -> Callable[_P, _T]:
         return made
 
     return get
+
+
+def _captures() -> bool:
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def _is_ordinary(value: Any) -> bool:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from zoo.layers.remember import once_a_grid
+
 Rope = tuple[Tensor, Tensor]
 """cos and signed sin, each (N, head_dim), or (B, 1, N, head_dim) where every sample has its own positions."""
 
@@ -24,6 +26,20 @@ def rope_table(head_dim: int, height: int, width: int, base: float, device: torc
     # the sign of the rotation's lower-left term sits in the table, so that applying it is one multiply-add
     sin = torch.cat((-rows.sin(), rows.sin(), -columns.sin(), columns.sin()), dim=2)
     return cos.flatten(0, 1), sin.flatten(0, 1)
+
+
+_remembered_rope = once_a_grid(rope_table)
+
+
+def rope_on(head_dim: int, height: int, width: int, base: float, device: torch.device) -> Rope:
+    """`rope_table` of a grid on a device, computed once and shared by all blocks, models and steps."""
+    if torch.jit.is_scripting():
+        return rope_table(head_dim, height, width, base, device)
+    else:
+        return _remembered_rope(head_dim, height, width, base, device)
+
+
+torch.fx.wrap("rope_on")
 
 
 def gather_rope(rope: Rope, index: Tensor) -> Rope:

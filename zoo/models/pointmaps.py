@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from zoo.layers.dpt import DPTHead
 from zoo.layers.precision import without_autocast
-from zoo.layers.rope import rope_table
+from zoo.layers.rope import rope_on
 from zoo.models._build import ZooModel, init_linear, register_family
 from zoo.models._masked import Grid, check_pair
 from zoo.models._photos import PhotoFit, fit_photo
@@ -139,8 +139,8 @@ class TwinDecoder(nn.Module):
         """Encoder tokens x1 (B, N1, E), x2 (B, N2, E) of grids (rows, columns) -> the outputs of blocks `indices` for
         image 1, each (B, N1, D), and for image 2; the last block's are normed."""
         x1, x2 = self.embed(x1), self.embed(x2)
-        rope1 = rope_table(self.head_dim, *grid1, self.rope_base, x1.device)
-        rope2 = rope1 if grid2 == grid1 else rope_table(self.head_dim, *grid2, self.rope_base, x2.device)
+        rope1 = rope_on(self.head_dim, *grid1, self.rope_base, x1.device)
+        rope2 = rope1 if grid2 == grid1 else rope_on(self.head_dim, *grid2, self.rope_base, x2.device)
         taken = {}
         for i, (block1, block2) in enumerate(zip(self.blocks, self.blocks2)):
             if self.grad_checkpointing and self.training:

@@ -10,7 +10,7 @@ from timm.models import checkpoint
 from torch import Tensor, nn
 
 from zoo.layers.masking import add_mask_token, take_tokens
-from zoo.layers.rope import rope_table
+from zoo.layers.rope import rope_on
 from zoo.layers.sincos import SincosPositions
 from zoo.models._build import init_linear
 from zoo.models._masked import Grid
@@ -98,8 +98,8 @@ class Decoder(nn.Module):
             x1 = x1 + self.pos_embed(grid1).to(x1.dtype)
             x2 = x2 + self.pos_embed(grid2).to(x2.dtype)
         else:
-            rope1 = rope_table(self.head_dim, *grid1, self.rope_base, x1.device)
-            rope2 = rope1 if grid2 == grid1 else rope_table(self.head_dim, *grid2, self.rope_base, x2.device)
+            rope1 = rope_on(self.head_dim, *grid1, self.rope_base, x1.device)
+            rope2 = rope1 if grid2 == grid1 else rope_on(self.head_dim, *grid2, self.rope_base, x2.device)
 
         args: tuple[Any, ...]
         if self.image_embed is None:

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from zoo.errors import ImageError
 from zoo.layers.masking import take_tokens
-from zoo.layers.rope import Rope, gather_rope, rope_table
+from zoo.layers.rope import Rope, gather_rope, rope_on
 from zoo.layers.sincos import SincosPositions
 from zoo.models._backbone import Backbone, GlobalPool, check_pool
 from zoo.models._build import init_linear
 from zoo.models.croco.blocks import Block, LayerNorm, PosEmbed, check_head_dim
 from zoo.weights import Drop, KeyRules, Rename
 
-torch.fx.wrap("rope_table")  # of the traced image's size
+torch.fx.wrap("rope_on")  # of the traced image's size
 
 
 class CrocoEncoder(Backbone):
@@ -101,7 +101,7 @@ class CrocoEncoder(Backbone):
             proj = self.patch_embed.proj
             x = F.linear(take_tokens(patches, visible), proj.weight.flatten(1), proj.bias)
         if self.pos_embed is None:
-            rope = rope_table(self.head_dim, grid[0], grid[1], self.rope_base, x.device)
+            rope = rope_on(self.head_dim, grid[0], grid[1], self.rope_base, x.device)
             return x, rope if visible is None else gather_rope(rope, visible)
         table = self.pos_embed(grid).to(x.dtype)
         return x + (table if visible is None else table[visible]), None
