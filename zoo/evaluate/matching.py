@@ -208,10 +208,10 @@ def _draw_worst(
 # --- Tables -------------------------------------------------------------------------------------------------
 
 _PUBLISHED = {  # what data sets of the zoo are called in the catalog's figures
-    "sintel:subval_clean": ("MPI-Sintel, clean pass", "subval"),
-    "sintel:subval_final": ("MPI-Sintel, final pass", "subval"),
-    "eth3d:subval": ("ETH3D", "subval"),
-    "middlebury_eval3:subval_full": ("Middlebury", "subval"),
+    "sintel:subval_clean": ("MPI-Sintel, clean pass", "temple_2"),
+    "sintel:subval_final": ("MPI-Sintel, final pass", "temple_2"),
+    "kitti_2012:train": ("KITTI 2012", "zero-shot"),
+    "kitti_2015:train": ("KITTI 2015", "zero-shot"),
 }
 
 

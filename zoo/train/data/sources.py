@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import reprlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -166,6 +167,8 @@ def _matching_pairs(task: str) -> Callable[[dict[str, Any], int], MatchingPairs]
             raise RecipeError(
                 f"This recipe trains on {task} pairs; name the folder of the data sets, or your list, with --data."
             )
+        if Path(settings["path"]).is_file():  # a list of one's own, whatever data sets the recipe mixes
+            settings["mix"] = "list"
         return MatchingPairs(task, **settings)
 
     return make
