@@ -30,6 +30,18 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def matching_list(folder: Path, task: str, crop: tuple[int, int]) -> Path:
+    """A list of one pair, a little larger than the crop, and its truth."""
+    height, width = crop[0] + 8, crop[1] + 24
+    coarse = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    for name in ("one.png", "two.png"):
+        Image.fromarray(coarse).resize((width, height)).save(folder / name)
+    ramp = np.repeat(np.linspace(1, 30, width, dtype=np.float32)[None], height, 0)
+    np.save(folder / "truth.npy", ramp if task == "stereo" else np.stack((ramp, ramp[:, ::-1]), -1))
+    (folder / "pairs.txt").write_text("one.png two.png truth.npy\n" * 3)
+    return folder / "pairs.txt"
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_has_a_picture(name: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Published ones too, whose models take memory and time only where weights are drawn: here they aren't."""
@@ -41,6 +53,8 @@ def test_every_recipe_has_a_picture(name: str, photos: Path, tmp_path: Path, mon
         changes["data.path"] = str(photos)
         if recipe.objective["name"] in ("classification", "linear_probe", "linear_heads"):
             changes["model_args.num_classes"] = 2
+    if recipe.data["source"] == "matching":
+        changes["data.path"] = str(matching_list(tmp_path, recipe.objective["name"], recipe.objective["crop"]))
     monkeypatch.setattr(masked, "make_teacher", lambda *args: lambda images: torch.zeros(1, 196, 512))  # else fetched
     figure = preview.show_batch(load_recipe(name, changes), samples=3)
     with Image.open(save_figure(figure, tmp_path / "batch.png")) as picture:

@@ -80,6 +80,7 @@ def _dense(
         paper=pair.paper,
         input_size=(3, *tiles["tile_size"]),
         sources=(Source("url", _URL + file),),
+        recipe=tag if size == "large" else f"croco{task}_base_{decoder}dec",
         training=training,
         metrics=metrics,
     )
