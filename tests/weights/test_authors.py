@@ -36,8 +36,8 @@ def as_bytes(tensors: dict[str, Tensor], folder: Path) -> bytes:
     return (folder / "x.safetensors").read_bytes()
 
 
-def convert(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    return {f"zoo.{key}": value for key, value in checkpoint.tensors.items()}
+def convert(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]]:
+    return {f"zoo.{key}": value for key, value in checkpoint.tensors.items()}, {}
 
 
 @pytest.fixture
