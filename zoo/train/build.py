@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import reprlib
+import types
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,7 @@ from zoo.models.croco import create_pair_model
 from zoo.scenes.device import DrawnScenes
 from zoo.train.curriculum import Curriculum
 from zoo.train.data import sources
-from zoo.train.extensions import is_extension, load_class
+from zoo.train.extensions import UNFIT, fitting, is_extension, load_class
 from zoo.train.objectives.classify import Classification, LinearProbe
 from zoo.train.objectives.cross_view import CrossViewCompletion
 from zoo.train.objectives.jigsaw import Jigsaw
@@ -31,7 +35,7 @@ from zoo.train.objectives.objective import Objective
 from zoo.train.objectives.pirl import Pirl
 from zoo.train.objectives.pointmaps import Pointmaps
 from zoo.train.objectives.stereo_flow import Flow, Stereo
-from zoo.train.recipe import Recipe
+from zoo.train.recipe import Recipe, checked
 from zoo.train.schedule import Plan, make_plan
 from zoo.train.speed import set_up
 from zoo.train.validate import check_validation
@@ -122,11 +126,12 @@ def objective_class(recipe: Recipe) -> type[Objective]:
     name = recipe.objective.get("name")
     if is_extension(name):
         return load_class(str(name), "objective", Objective)
-    if name not in OBJECTIVES:
+    if not isinstance(name, str) or name not in OBJECTIVES:
         raise RecipeError(
-            f"The objective '{name}' is unknown; choose {', '.join(OBJECTIVES)}, or your own as package.module:Class."
+            f"The objective {reprlib.repr(name)} is unknown; choose {', '.join(OBJECTIVES)}, or your own as "
+            "package.module:Class."
         )
-    return OBJECTIVES[str(name)]
+    return OBJECTIVES[name]
 
 
 def make_source(recipe: Recipe) -> Any:
@@ -200,10 +205,26 @@ def make_objective(recipe: Recipe, source: Any, model: nn.Module | None = None) 
     name = settings.pop("name")
     if model is None:
         model = make_model(recipe)
-    try:
-        return objective_cls(model, source, **settings)
-    except TypeError as error:
-        raise RecipeError(f"The settings of the objective '{name}' don't fit ({error}).") from error
+    with fitting(f"settings of the objective '{name}'"):
+        return objective_cls(model, source, **_typed(objective_cls, settings, recipe.name))
+
+
+def _typed(objective_cls: type[Objective], settings: dict[str, Any], where: str) -> dict[str, Any]:
+    """Settings that are of the types that the objective declares. Raises RecipeError for others: some objectives would
+    only stumble over them in the first step."""
+    declared: dict[str, Any] = {}
+    for parent in reversed(objective_cls.__mro__):
+        if issubclass(parent, Objective):  # whose settings go on to its parent's
+            with contextlib.suppress(NameError, TypeError):  # one's own may be declared as anything
+                declared |= typing.get_type_hints(parent.__init__)
+    plain = {key: hint for key, hint in declared.items() if _is_plain(hint)}
+    return {key: checked(key, value, plain[key], where) if key in plain else value for key, value in settings.items()}
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether a declared type is a number, text or switch, or None besides."""
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return all(kind in (int, float, str, bool, type(None)) for kind in kinds)
 
 
 def make_curriculum(recipe: Recipe, source: Any, objective: Objective) -> Curriculum:
@@ -215,7 +236,8 @@ def make_curriculum(recipe: Recipe, source: Any, objective: Objective) -> Curric
             if not hasattr(source, "changed"):
                 raise RecipeError(f"Only scenes can change their {', '.join(changes)}; leave it out of the curriculum.")
             source.changed(**changes)
-        objective.configure(**curriculum.objective(step))
+        with fitting("curriculum"):
+            objective.configure(**curriculum.objective(step))
     return curriculum
 
 
@@ -251,7 +273,7 @@ def make_optimizer(recipe: Recipe, objective: Objective, fused: bool = False) ->
             layer_decay=settings.layer_decay,
             **options,
         )
-    except ValueError as error:  # a name that timm does not know
+    except UNFIT as error:  # a name that timm does not know, or odd numbers
         raise RecipeError(f"The optimizer '{settings.name}' can't be made ({error}); see timm.optim.") from error
     for group in optimizer.param_groups:
         group.setdefault("lr_scale", 1.0)

@@ -3,9 +3,29 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from zoo.errors import RecipeError
+from zoo.errors import RecipeError, ZooError
+
+UNFIT = (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError)
+"""What code raises that is given settings it wasn't written for."""
+
+
+@contextmanager
+def fitting(what: str) -> Iterator[None]:
+    """Settings of a recipe are given to what they are for; what that can't take is a RecipeError (a ValueError).
+
+    what: of the recipe is given, for the error.
+    """
+    try:
+        yield
+    except ZooError:
+        raise
+    except UNFIT as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        raise RecipeError(f"The {what} don't fit ({reason[:200]}); correct them.") from error
 
 
 def is_extension(name: Any) -> bool:

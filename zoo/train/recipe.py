@@ -256,7 +256,7 @@ def _parse(cls: Any, settings: dict[str, Any], where: str) -> Any:
     if missing := required - set(settings):
         raise RecipeError(f"{where} lacks the settings {', '.join(sorted(missing))}; add them.")
     hints = typing.get_type_hints(cls)
-    values = {key: _checked(key, value, hints[key], where) for key, value in settings.items()}
+    values = {key: checked(key, value, hints[key], where) for key, value in settings.items()}
     if cls is Recipe:
         values["schedule"] = _parse(Schedule, values["schedule"], f"{where}, schedule,")
         values["optimizer"] = _parse(Optimizer, values["optimizer"], f"{where}, optimizer,")
@@ -292,7 +292,7 @@ def _check_export(values: dict[str, Any], where: str) -> None:
         raise RecipeError(f"{where} has ema: {ema}; the average's decay is between 0 and 1, such as 0.9999.")
 
 
-def _checked(key: str, value: Any, hint: Any, where: str) -> Any:
+def checked(key: str, value: Any, hint: Any, where: str) -> Any:
     """`value`, if it is of the kind that the field is declared as; YAML reads 1e-3 as text, so that is a number too."""
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     kinds = set(typing.get_args(hint)) if union else {hint}
@@ -309,7 +309,7 @@ def _checked(key: str, value: Any, hint: Any, where: str) -> Any:
         return None
     if kinds & {tuple[float, ...], tuple[str, ...]} and isinstance(value, (list, tuple)):
         of = float if tuple[float, ...] in kinds else str
-        return tuple(_checked(key, entry, of, where) for entry in value)
+        return tuple(checked(key, entry, of, where) for entry in value)
     plain: dict[Any, Any] = {str: str, bool: bool, tuple[float, float]: (list, tuple)}
     plain |= {tuple[float, ...]: (), tuple[str, ...]: ()}
     if any(isinstance(value, plain.get(kind, dict)) for kind in kinds - {float, int, type(None)}):

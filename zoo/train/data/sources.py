@@ -23,7 +23,7 @@ from zoo.train.data.pairs import ImagePairs
 from zoo.train.data.patterns import PatternImages
 from zoo.train.data.posed import PosedPairs
 from zoo.train.data.shards import ImageShards
-from zoo.train.extensions import is_extension, load_class
+from zoo.train.extensions import fitting, is_extension, load_class
 
 TASKS = {
     "stereo": ("disparity",),
@@ -57,20 +57,22 @@ def make_source(settings: dict[str, Any], seed: int, sample: str) -> Any:
     _check_measure(settings)
     if is_extension(kind):
         return _make_own(str(kind), settings, seed)
-    if (kind, sample) not in sources:
+    if not isinstance(kind, str) or (kind, sample) not in sources:
         known = [name for name, of in sources if of == sample]
         raise RecipeError(
-            f"There is no data source '{kind}' of {sample}s; choose {' or '.join(known)}, or your own as "
+            f"There is no data source {reprlib.repr(kind)} of {sample}s; choose {' or '.join(known)}, or your own as "
             "package.module:Class."
         )
-    return sources[kind, sample](settings, seed)
+    with fitting(f"settings of the data source '{kind}'"):
+        return sources[kind, sample](settings, seed)
 
 
 def _check_measure(settings: dict[str, Any]) -> None:
     """Raise RecipeError for sizes and numbers of drawn images that no machine could hold."""
     for name, most in (("image_size", MAX_SIDE), ("supersample", 64), ("samples", ENDLESS)):
         value = settings.get(name, 1)
-        for number in value if isinstance(value, (list, tuple)) else [value]:
+        pair = name == "image_size" and isinstance(value, (list, tuple)) and len(value) == 2
+        for number in value if pair else [value]:
             if type(number) is not int or not 1 <= number <= most:
                 raise RecipeError(f"The recipe's data has {name}: {reprlib.repr(value)}; it is 1 to {most:,}.")
 
