@@ -24,8 +24,9 @@ class Draws:
     def unit(self, *shape: int) -> Tensor:
         """(B, *shape), uniform in 0 <= x < 1, float32."""
         count = math.prod(shape)
-        # a sum and not a range, which a compiler might compute with smaller numbers than these are
-        steps = torch.full((count,), _GOLDEN, device=self.key.device).cumsum(0) + _signed(self.used * _GOLDEN)
+        # ones that a compiler takes for any numbers: it would turn multiples of a range into numbers beyond 64 bits
+        ones = ((self.key[:1] | 1) & 1).expand(count)
+        steps = ones.cumsum(0) * _GOLDEN + _signed(self.used * _GOLDEN)
         self.used += count
         bits = (_mix(self.key[:, None] + steps) >> 40) & 0xFFFFFF
         return (bits.float() * 2.0**-24).unflatten(1, shape) if shape else bits[:, 0].float() * 2.0**-24

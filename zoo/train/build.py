@@ -21,7 +21,6 @@ from zoo.lookup import find_variant
 from zoo.models import fetch
 from zoo.models.arguments import check_arguments
 from zoo.models.croco import create_pair_model
-from zoo.scenes.device import DrawnScenes
 from zoo.train.curriculum import Curriculum
 from zoo.train.data import sources
 from zoo.train.extensions import UNFIT, fitting, is_extension, load_class
@@ -94,7 +93,7 @@ def make_parts(
     """Everything that a run needs, on the CPU, as it is at the first step.
 
     source: the samples, in place of those that the recipe's `data` names. device: the kind that it will be moved to.
-    compiled: let torch compile the model's blocks, and what draws and renders scenes on a GPU.
+    compiled: let torch compile the model's blocks.
 
     Raises RecipeError, DataError (ValueErrors).
     """
@@ -108,8 +107,6 @@ def make_parts(
     if recipe.sync_batchnorm and processes > 1:
         objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
     set_up(recipe, objective, compiled)
-    if compiled and device != "cpu" and isinstance(source, DrawnScenes):
-        source.compile()
     return Parts(
         source,
         held_out,
