@@ -98,7 +98,7 @@ def test_loading_lines_run_and_give_the_shapes_they_say(
     monkeypatch.setattr(functional, "normalize", lambda image, *mean_and_std: image.to("meta"))
     monkeypatch.setattr(dense, "tile_starts", lambda *args: [0])  # one tile of many has the same shape
     for name in ("photo.jpg", "left.jpg", "right.jpg"):
-        Image.new("RGB", (720, 360)).save(tmp_path / name)
+        Image.new("RGB", (1280, 360)).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
 
     names: dict[str, Any] = {}
@@ -109,7 +109,7 @@ def test_loading_lines_run_and_give_the_shapes_they_say(
     for name, shape in promised.items():
         assert isinstance(names[name], Tensor) and str(list(names[name].shape)) == f"[{shape}]", name
     if variant.form == "dense":
-        assert list(names["whole"].shape) == [1, variant.args["out_chans"], 360, 720]
+        assert list(names["whole"].shape) == [1, variant.args["out_chans"], 360, 1280]
 
 
 @each_variant

@@ -18,8 +18,9 @@ from zoo.weights.pickles import Placeholder, Reference
 
 MAX_NUMBER = 1 << 60  # of elements, or of steps from one to the next
 
-# A broadcast tensor may be larger than what is stored of it, up to this many elements.
-_MAX_BROADCAST = 1 << 20
+# A broadcast tensor may be larger than what is stored of it, up to this many elements: those of the largest tensor in a
+# published model are 46 million.
+_MAX_BROADCAST = 1 << 26
 _MAX_DIMENSIONS = 64  # torch's own limit
 
 _REBUILD = "torch._utils._rebuild_"

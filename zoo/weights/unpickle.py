@@ -31,9 +31,10 @@ _BUDGET = 100_000_000
 _MAX_NAME = 500  # characters of a tensor's name
 _MAX_STORAGE_KEY = 100  # characters; torch counts storages, or takes their addresses
 # Tensors may share storages, such as the two names of a tied weight. All in all they may be this much larger than
-# the file, or a small file could keep whoever compares or copies them busy for ever.
+# the file, or a small file could keep whoever compares or copies them busy for ever. A model of nothing but zeros, each
+# tensor one number repeated, may be as large as any that is published.
 _MAX_SHARED = 4
-_SHARED_AT_LEAST = 1 << 26
+_SHARED_AT_LEAST = 1 << 32
 
 _ALIGNMENT = 16  # bytes of the widest element
 _CHUNK = 1 << 24
