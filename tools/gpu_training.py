@@ -105,6 +105,7 @@ class Jobs:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
         torch.set_num_threads(job.threads)
+        os.environ["OMP_NUM_THREADS"] = str(job.threads)  # of processes that it starts
         arguments = job.work(seconds)
         if arguments is not None:
             sys.argv = ["zoo", *arguments]

@@ -21,6 +21,7 @@ from zoo.train.data.loading import Batches, StepSampler, make_loader, to_device
 from zoo.train.recipe import Recipe
 from zoo.train.reports import Reports
 from zoo.train.run import Run
+from zoo.train.sharding import plugin_of, prepare
 from zoo.train.stopping import StopSignal
 from zoo.train.validate import validate
 
@@ -57,7 +58,7 @@ def train(
         run.progress_bar(start, progress) as bar,
         step_batches(recipe, parts, accelerator, start, accumulate, workers) as batches,
     ):
-        wrapped, optimizer = accelerator.prepare(objective, parts.optimizer)
+        wrapped, optimizer = prepare(accelerator, recipe, objective, parts.optimizer)
         parts.to(accelerator.device)
         reports = Reports(accelerator)
         wrapped.train()
@@ -115,6 +116,7 @@ def make_accelerator(recipe: Recipe, accumulate: int, output: str | Path = ".") 
         gradient_accumulation_steps=accumulate,
         log_with=list(recipe.trackers) or None,
         project_dir=str(output),
+        fsdp_plugin=plugin_of(recipe),
     )
 
 

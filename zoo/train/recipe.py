@@ -110,6 +110,8 @@ class Recipe:
     """Whether convolutions take that memory format."""
     grad_checkpointing: bool = False
     """Whether blocks are computed again in the backward pass, not kept: less memory, a third more arithmetic."""
+    shard: bool = False
+    """Whether weights, gradients and optimizer state are dealt out among the processes (FSDP2)."""
     sync_batchnorm: bool = False
     """Whether batch statistics are those of all processes."""
     accumulate: int = 1

@@ -26,6 +26,7 @@ from zoo.errors import CorruptWeightsError, DivergedError, StorageError, Trainin
 from zoo.train.plain_yaml import check_plain
 from zoo.train.recipe import Recipe, parse_recipe
 from zoo.train.schedule import Plan
+from zoo.train.sharding import all_finite, whole
 from zoo.weights import files, save_safetensors
 from zoo.weights.files import write_json
 
@@ -214,15 +215,16 @@ class Run:
 
         Raises DivergedError for weights that are not finite: a run could never go on from those.
         """
-        if not all(parameter.isfinite().all() for parameter in parts.objective.parameters()):
+        if not all_finite(parts.objective.parameters(), self.accelerator):
             self._raise_diverged("The weights", step)
-        if not self.main:
-            return
         tensors = {f"objective.{key}": value for key, value in parts.objective.state_dict().items()}
         if parts.average is not None:
             tensors |= {f"average.{key}": value for key, value in parts.average.module.state_dict().items()}
         for index, values in parts.optimizer.state_dict()["state"].items():
             tensors.update({f"optimizer.{index}.{name}": value for name, value in values.items()})
+        tensors = whole(tensors, keep=self.main)
+        if not self.main:
+            return
         state = dict(
             step=step,
             seconds=self.seconds_before + time.monotonic() - self.opened,
@@ -250,14 +252,13 @@ class Run:
         """Write the weights that the recipe exports, the loss curve, and the figures of the validation at the end."""
         for tracker in self.accelerator.trackers:  # end_training would end the processes' group too
             tracker.finish()
+        trained = parts.average.module if self.recipe.export == "ema" and parts.average else parts.objective
+        state, step = whole(trained.trained().state_dict(), keep=self.main), self.plan.steps
         if not self.main:
             return
         if self.recipe.export == "best":
             assert self.best is not None  # a run ends with a validation
             state, step = load_file(self.best_weights), self.best["step"]
-        else:
-            trained = parts.average.module if self.recipe.export == "ema" and parts.average else parts.objective
-            state, step = trained.trained().state_dict(), self.plan.steps
         self._write_weights(state, self.weights, parts, step)
         with self._writing():
             self.board.close()
