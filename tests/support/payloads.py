@@ -155,9 +155,9 @@ def _foreign(name: str, value: bytes) -> dict[str, Build]:
     return found
 
 
-for _name in ("deep", "graph"):
+for _name in ("less deep", "graph"):
     PAYLOADS |= _foreign(_name, FOREIGN[_name])
-for _name in ("less deep", "lists", "nested lists"):
+for _name in ("deep", "lists", "nested lists"):
     found = _foreign(_name, FOREIGN[_name])
     PAYLOADS |= {key: found[key] for key in list(found)[::6]}
 

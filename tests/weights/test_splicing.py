@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from pathlib import Path
 
@@ -116,6 +117,14 @@ def test_status_line_for_the_terminal(tmp_path: Path) -> None:
         finally:
             requests.get = original
     assert str(caught.value).isprintable() and len(str(caught.value)) < 500
+
+
+def test_compressed_answer(tmp_path: Path) -> None:
+    """A hundred kilobytes that would become a hundred megabytes."""
+    with FileServer({"/f": OLD}) as server, pytest.raises(DownloadError, match="sends it compressed"):
+        server.faults = [Reply(headers={"Content-Encoding": "gzip"}, body=gzip.compress(bytes(100_000_000)))]
+        download(server.url + "/f", tmp_path / "f")
+    assert not list(tmp_path.glob("f*"))
 
 
 @pytest.mark.parametrize("number", ["\xb2", "9" * 5000, "-1", "x"])

@@ -377,6 +377,10 @@ def _check_response(url: str, response: requests.Response) -> None:
         )
     if response.headers.get("Content-Type", "").startswith("text/html"):
         raise _web_page(url)
+    if response.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+        raise DownloadError(  # a few bytes could become any number, and the sizes are those of something else
+            f"{url} can't be downloaded: its server sends it compressed, although it was asked not to. {_HINT}"
+        )
 
 
 def _extent(response: requests.Response, offset: int) -> tuple[int, int | None]:
