@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.scenes import SceneConfig, ScenePairs, device
+from zoo.scenes import SceneConfig, ScenePairs
 from zoo.scenes.device import NumberedScenes
 from zoo.scenes.draw_torch import draw_scenes
-from zoo.scenes.photos import SKIMAGE
 from zoo.scenes.random_torch import Draws
-from zoo.scenes.render_torch import SceneBatch, draw_batch, render, render_in_torch
+from zoo.scenes.render_torch import SceneBatch, draw_batch, render
 
 CONFIG = SceneConfig(image_size=32)
 
@@ -67,18 +66,6 @@ def test_same_layout_and_kind_as_numpy(drawn: SceneBatch) -> None:
         assert abs(a.mean() - b.mean()) < 5 * b.std() / 400**0.5
         assert abs(a.std() / b.std() - 1) < 0.2
     assert one.covisible.float().mean((1, 2)).min() > 0.4
-
-
-def test_torch_compiles_it_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One graph, of which nothing is left to Python, and the same scenes."""
-    monkeypatch.setattr(device, "render", render_in_torch)  # as on a GPU
-    config = SceneConfig(image_size=16, textures=SKIMAGE, rectified=True)
-    scenes = NumberedScenes(ScenePairs(config, truths=("disparity", "flow", "points2")))
-    batch = torch.utils.data.default_collate([scenes[i] for i in range(3)])
-    plain = scenes.render_batch(batch)
-    scenes.compile(fullgraph=True, backend="eager")
-    for name, found in scenes.render_batch(batch).items():
-        assert torch.equal(found, plain[name]), name
 
 
 def test_rectified_pairs() -> None:

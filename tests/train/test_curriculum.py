@@ -11,7 +11,7 @@ from zoo.errors import RecipeError, TrainingError
 from zoo.layers.patchify import TARGETS, normalize_patches
 from zoo.train import build, preview, run
 from zoo.train.build import make_curriculum, make_source
-from zoo.train.curriculum import Curriculum
+from zoo.train.curriculum import Curriculum, scaled
 from zoo.train.data.loading import StepSampler, make_loader
 from zoo.train.engine import train
 from zoo.train.run import Run, read_log
@@ -34,6 +34,15 @@ def test_values_at_a_step() -> None:
     assert Curriculum({}, 8).objective(3) == Curriculum({}, 8).data(3) == {}
     switch = Curriculum({"objective.frozen_statistics": [[0, False], [4, True]]}, 8)
     assert [switch.objective(step)["frozen_statistics"] for step in (3, 4)] == [False, True], "a switch isn't a number"
+
+
+def test_scaled_to_another_length() -> None:
+    longer, short, shorter = (scaled(POINTS, share) for share in (10, 0.5, 0.01))
+    assert longer["data.displacement"] == [[0, [0.02, 0.06]], [40, [0.04, 0.18]]]
+    assert short["objective.target"] == [[0, "per_channel"], [1, "gray"], [2, None]]
+    assert [step for step, _ in shorter["objective.target"]] == [0, 1, 2], "points stay apart"
+    for points in (longer, short, shorter):
+        Curriculum(points, 8)
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ from zoo.scenes import Scene, SceneConfig, sample_scene
 from zoo.scenes.draw_torch import draw_scenes
 from zoo.scenes.render_torch import draw_batch, render, render_views, stack_scenes
 from zoo.train import engine
+from zoo.train.curriculum import scaled
 from zoo.train.data.sources import make_source
 from zoo.train.recipe import Recipe, load_recipe
 from zoo.train.run import read_log
@@ -256,13 +257,8 @@ def shape(encoder: Any, config: SceneConfig, sizes: Sizes) -> tuple[float, dict[
 def recipe_of(name: str, seed: int, steps: int, precision: str, kind: str = "nano") -> Recipe:
     """The recipe for a run of `steps`, to which its warm-up and curriculum are scaled."""
     recipe = load_recipe(RECIPES[name].format(kind))
-    share = steps / recipe.schedule.length
-    curriculum = {
-        setting: [[round(step * share), value] for step, value in points]
-        for setting, points in recipe.curriculum.items()
-    }
     changes = {
-        "curriculum": curriculum,
+        "curriculum": scaled(recipe.curriculum, steps / recipe.schedule.length),
         "seed": seed,
         "schedule.length": steps,
         "schedule.warmup": steps // 10,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,6 @@ class DrawnScenes:
 
     def __init__(self, pairs: ScenePairs, views: int = 2) -> None:
         self.pairs, self.config, self.views = pairs, pairs.config, views
-        self._render: Callable[[dict[str, Tensor]], dict[str, Tensor]] = self._images_and_truths
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -47,23 +45,15 @@ class DrawnScenes:
         """A batch of the loader, on its device: the scenes in it become image1 and image2, or image, uint8
         (B, 3, H, W), and the truths of `pairs`."""
         rest = {key: value for key, value in batch.items() if key not in self.keys}
-        return self._render({key: batch[key] for key in self.keys}) | rest
-
-    def compile(self, **options: Any) -> None:
-        """Let torch fuse the arithmetic of a batch: a slow start, then less traffic of memory. Not for CPUs, where
-        numpy renders. options: of torch.compile."""
-        self._render = torch.compile(self._images_and_truths, dynamic=False, **options)
-
-    def _images_and_truths(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         scenes = self.drawn(batch)
         if self.views == 1:
             images, _ = render_views(self.config, scenes._replace(cameras=scenes.cameras[:, :1]))
-            return dict(image=images[:, 0])
+            return dict(image=images[:, 0], **rest)
         if not self.pairs.truths:
             images, _ = render_views(self.config, scenes)
-            return dict(image1=images[:, 0], image2=images[:, 1])
+            return dict(image1=images[:, 0], image2=images[:, 1], **rest)
         pairs = render(self.config, scenes)
-        return dict(image1=pairs.images[:, 0], image2=pairs.images[:, 1], **pairs.truths(self.pairs.truths))
+        return dict(image1=pairs.images[:, 0], image2=pairs.images[:, 1], **pairs.truths(self.pairs.truths), **rest)
 
 
 class NumberedScenes(DrawnScenes):

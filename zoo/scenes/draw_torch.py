@@ -15,9 +15,10 @@ from torch import Tensor
 
 from zoo.scenes.config import SceneConfig
 from zoo.scenes.draw import CLEARANCE, MIN_OVERLAP, MOTIONS, PROBE_SIDE, SHRINKING
+from zoo.scenes.photos import texture_files
 from zoo.scenes.random_torch import Draws
 from zoo.scenes.rays import NEAR
-from zoo.scenes.render_torch import SceneBatch, first_hit, photo_count, seen_points
+from zoo.scenes.render_torch import SceneBatch, first_hit, seen_points
 from zoo.scenes.scene import BALLS, BOXES, NOISE_CELLS, SURFACES
 
 
@@ -225,7 +226,7 @@ def _sample_surfaces(draws: Draws, wavelengths: Tensor, textures: str | None) ->
     )
     image = torch.full(wavelengths.shape, -1, device=device)
     if textures is not None:
-        chosen = (draws.unit(count) * photo_count(textures)).long()
+        chosen = (draws.unit(count) * len(texture_files(textures))).long()
         image = torch.where(draws.unit(count) < 0.5, chosen, -1)
     return dict(
         cells=torch.stack(cells, dim=2),

@@ -24,9 +24,7 @@ class Draws:
     def unit(self, *shape: int) -> Tensor:
         """(B, *shape), uniform in 0 <= x < 1, float32."""
         count = math.prod(shape)
-        # ones that a compiler takes for any numbers: it would turn multiples of a range into numbers beyond 64 bits
-        ones = ((self.key[:1] | 1) & 1).expand(count)
-        steps = ones.cumsum(0) * _GOLDEN + _signed(self.used * _GOLDEN)
+        steps = torch.arange(self.used + 1, self.used + count + 1, device=self.key.device) * _GOLDEN
         self.used += count
         bits = (_mix(self.key[:, None] + steps) >> 40) & 0xFFFFFF
         return (bits.float() * 2.0**-24).unflatten(1, shape) if shape else bits[:, 0].float() * 2.0**-24

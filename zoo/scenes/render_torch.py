@@ -357,20 +357,8 @@ def _photo_colors(folder: str, image: Tensor, u: Tensor, v: Tensor, blur: Tensor
     return ((above * (1 - low) + below * low) / 255).movedim(-1, 1)
 
 
-# What torch.compile takes as it is must not be the cache itself, which it would look through.
-@torch.compiler.assume_constant_result
-def photo_count(folder: str) -> int:
-    """How many images the folder of textures holds."""
-    return len(texture_files(folder))
-
-
-@torch.compiler.assume_constant_result
-def _photo_texels(folder: str, device: torch.device) -> Tensor:
-    return _read_photos(folder, device)
-
-
 @lru_cache(maxsize=8)
-def _read_photos(folder: str, device: torch.device) -> Tensor:
+def _photo_texels(folder: str, device: torch.device) -> Tensor:
     """The folder's K images at all levels, the finest first: uint8 (K, all levels' texels, 3)."""
     images = [
         np.concatenate([level.reshape(-1, 3) for level in texture_levels(path)]) for path in texture_files(folder)

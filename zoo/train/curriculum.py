@@ -51,6 +51,17 @@ class Curriculum:
         return {name: _value(pairs, draw // self.batch_size) for name, pairs in self.points["data"].items()}
 
 
+def scaled(points: dict[str, Any], share: float) -> dict[str, Any]:
+    """A recipe's curriculum for a run that is `share` times as long: its steps are, too."""
+    found: dict[str, Any] = {}
+    for name, pairs in points.items():
+        found[name] = []
+        for step, value in pairs:
+            first = found[name][-1][0] + 1 if found[name] else 0
+            found[name].append([max(first, round(step * share)), value])
+    return found
+
+
 def _value(pairs: list[tuple[int, Any]], step: int) -> Any:
     after = bisect_right([at for at, _ in pairs], step)
     first, low = pairs[after - 1]

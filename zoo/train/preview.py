@@ -12,6 +12,7 @@ import torch
 
 from zoo.errors import DivergedError, RecipeError
 from zoo.train.build import make_curriculum, make_model, make_objective, make_parts, make_source
+from zoo.train.curriculum import scaled
 from zoo.train.data.loading import ENDLESS, Batches, StepSampler, make_loader, to_device
 from zoo.train.engine import make_accelerator, step_seed
 from zoo.train.recipe import Recipe
@@ -53,7 +54,8 @@ def dry_run(
 def fit_to_time(
     recipe: Recipe, seconds: float, *, workers: int = 0, accumulate: int | None = None, compiled: bool = False
 ) -> Recipe:
-    """The recipe with as long a schedule as this machine computes in `seconds`, this function's own time included.
+    """The recipe with as long a schedule as this machine computes in `seconds`, this function's own time included; its
+    curriculum takes the same share of it.
 
     A trial of a tenth of the time, of 20 seconds at most, says how long a step takes; of its steps the first half
     warms up. What the run computes is a matter of the resulting recipe alone. Raises RecipeError (a ValueError) for
@@ -71,7 +73,7 @@ def fit_to_time(
     unit = trial.parts.plan.unit
     length: float = steps if unit == 1 else steps / unit
     schedule = replace(recipe.schedule, length=length, stop=None, warmup=min(recipe.schedule.warmup, length / 4))
-    return replace(recipe, schedule=schedule)
+    return replace(recipe, schedule=schedule, curriculum=scaled(recipe.curriculum, length / recipe.schedule.length))
 
 
 _SHARE = 0.95  # of the time that is planned for: steps may get slower, and the end is written too
