@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.train.data.test_posed import write as write_posed_pairs
 from zoo.pictures import Frame, Panel, draw_panels, save_figure
 from zoo.train import build, preview
 from zoo.train.data import loading
@@ -55,6 +56,9 @@ def test_every_recipe_has_a_picture(name: str, photos: Path, tmp_path: Path, mon
             changes["model_args.num_classes"] = 2
     if recipe.data["source"] == "matching":
         changes["data.path"] = str(matching_list(tmp_path, recipe.objective["name"], recipe.objective["crop"]))
+    if recipe.data["source"] == "posed":
+        write_posed_pairs(tmp_path / "posed", (96, 128))
+        changes["data.path"] = str(tmp_path / "posed")
     monkeypatch.setattr(masked, "make_teacher", lambda *args: lambda images: torch.zeros(1, 196, 512))  # else fetched
     figure = preview.show_batch(load_recipe(name, changes), samples=3)
     with Image.open(save_figure(figure, tmp_path / "batch.png")) as picture:

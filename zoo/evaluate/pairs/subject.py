@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ def load_subject(model_or_run: str, form: str = "binocular") -> Subject:
 
 def _load_run(folder: Path, form: str) -> Subject:
     recipe = load_recipe(folder / "recipe.yaml")
-    model = make_model(recipe)
+    model = make_model(replace(recipe, init=""))  # what it started from may be gone, and is overwritten
     model_cls, refusal = _KINDS[form]
     if not isinstance(model, model_cls):
         raise RecipeError(f"{folder} trains {recipe.model}, which {refusal}; name the run of a {form} model.")
