@@ -261,7 +261,7 @@ def _peak_mib(build: str, run: str) -> float:
 
 
 def bench_cold_start(repeats: int, variant: str, most_seconds: float) -> dict[str, Any]:
-    """create_model(variant, pretrained=True) from a cached file, after `import zoo`: at most so many seconds and 1.15 of
+    """create_model(..., pretrained=True) from a cached file, behind `import zoo`: at most `most_seconds` and 1.15 of
     the file's size in new resident memory, the first forward of two images included in a second figure."""
     name = variant.partition(".")[0]
     program = textwrap.dedent(f"""
