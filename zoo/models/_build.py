@@ -35,7 +35,7 @@ from zoo.layers.positions import GridTable
 from zoo.lookup import current_name, find_variant
 from zoo.models.ancestry import Ancestor, ancestor_of, published_variant, strictest
 from zoo.models.arguments import check_arguments, check_config
-from zoo.weights import Checkpoint, KeyRules
+from zoo.weights import Checkpoint, KeyRules, without_prefixes
 from zoo.weights.authors import config_beside
 from zoo.weights.hub import HUB_FILENAME, hub_file, split_id
 from zoo.weights.sources import BUNDLED, Converted
@@ -113,14 +113,27 @@ class ZooModel(nn.Module):
         return state
 
     def _renamed(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
-        tensors = checkpoint.tensors
-        if set(tensors) == set(self.state_dict()):
+        name = str(checkpoint.path)
+        found = self.layout_of(checkpoint)
+        if found is None:
+            return dict(checkpoint.tensors)  # load_pretrained's comparison says what is wrong
+        prefix, tensors, rules = found
+        if prefix:
+            _logger.info("%s: took %s off the names of its tensors", name, prefix)
+        if rules is None:
             return dict(tensors)
-        for rules in self.layouts.values():
-            if rules.covers(tensors):
-                name = str(checkpoint.path)
-                return rules.fill(rules.to_zoo(tensors, name=name), self.state_dict(), name=name)
-        return dict(tensors)  # no layout fits: load_pretrained's comparison says what is wrong
+        return rules.fill(rules.to_zoo(tensors, name=name), self.state_dict(), name=name)
+
+    def layout_of(self, checkpoint: Checkpoint) -> tuple[str, Mapping[str, Tensor], KeyRules | None] | None:
+        """What stands in front of a checkpoint's names, its tensors without it, and the rules that cover all of them,
+        None for this form's own names. None if no layout fits."""
+        for prefix, tensors in without_prefixes(checkpoint.tensors):
+            if set(tensors) == set(self.state_dict()):
+                return prefix, tensors, None
+            for rules in self.layouts.values():
+                if rules.covers(tensors):
+                    return prefix, tensors, rules
+        return None
 
     @classmethod
     def args_from(cls, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -317,6 +330,11 @@ def _pretrained_cfg(variant: Variant, model_cls: type[ZooModel]) -> dict[str, An
 _MODEL_CLS: dict[str, type[ZooModel]] = {}  # by architecture
 
 
+def model_class(architecture: str) -> type[ZooModel]:
+    """The class of an architecture of the zoo."""
+    return _MODEL_CLS[architecture]
+
+
 def register_family(family: str, forms: Mapping[str, type[ZooModel]], module_name: str) -> dict:
     """Register every architecture of a family with timm, as entry points of the module `module_name`.
 
@@ -442,6 +460,9 @@ def _published_place(pretrained_cfg: Any) -> str | None:
     return str(cfg.get(_OWN_PLACE[cfg["source"]]))
 
 
+_OTHER_FILENAMES = ("pytorch_model.bin", "open_clip_pytorch_model.bin")
+"""What a folder's weights are called where they are no safetensors."""
+
 _OWN_PLACE = {"hf-hub": "hf_hub_id", "local-dir": "file"}
 """What timm itself writes into the config of each source of published models: where it was read from."""
 
@@ -511,7 +532,12 @@ def _weights_file(
         )
     if named.get("file"):
         path = Path(named["file"])
-        return path / HUB_FILENAME if path.is_dir() else path, None
+        if path.is_dir():  # what timm's save_for_hf writes there
+            path = next(
+                (path / name for name in (HUB_FILENAME, *_OTHER_FILENAMES) if (path / name).is_file()),
+                path / HUB_FILENAME,
+            )
+        return path, None
     if named.get("hf_hub_id"):
         repo, revision = split_id(named["hf_hub_id"])
         if _MODEL_CLS[variant.architecture].config_file:
@@ -548,30 +574,12 @@ def _check_state(
 
 
 def _recognize(checkpoint: Checkpoint, model_cls: type[ZooModel]) -> str | None:
-    """The variant whose every tensor a checkpoint has in the right shape; one of the class `model_cls` if it can be."""
-    if len(checkpoint.tensors) > _MAX_TENSORS:
-        return None
-    size = sum(tensor.numel() for tensor in checkpoint.tensors.values())
-    covers: dict[int, bool] = {}  # many variants share their rules
-    tried = set()
-    for variant in sorted(VARIANTS, key=lambda variant: _MODEL_CLS[variant.architecture] is not model_cls):
-        variant_cls = _MODEL_CLS[variant.architecture]
-        same = (variant_cls, repr(variant.args), variant.num_classes)  # tags of one architecture, and ResNets of many
-        for rules in variant_cls.layouts.values():
-            if id(rules) not in covers:
-                covers[id(rules)] = rules.covers(checkpoint.tensors)
-        known = any(covers[id(rules)] for rules in variant_cls.layouts.values())
-        if same in tried or not known or size < variant.parameters // 2:
-            continue
-        tried.add(same)
-        model: Any = create_model(variant.name, device="meta", **variant_cls.args_from(checkpoint))
-        try:
-            state = model.adapt_state(model.convert(checkpoint))
-        except CheckpointMismatchError:
-            continue
-        if {key: value.shape for key, value in state.items()} == {k: v.shape for k, v in model.state_dict().items()}:
-            return variant.name
-    return None
+    """The variant whose checkpoint it is, if it is of one; one of the class `model_cls` if it can be."""
+    from zoo.models.identify import identify  # it makes models
+
+    found = identify(checkpoint)[0]
+    found.sort(key=lambda match: _MODEL_CLS[match.architecture] is not model_cls)
+    return next((match.variant for match in found if not match.missing), None)
 
 
 def fetch(name: str) -> Path:

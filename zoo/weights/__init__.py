@@ -1,7 +1,7 @@
 """From a variant to a verified local .safetensors file: sources, download, safe reading, cache."""
 
 from zoo.weights.files import save_safetensors
-from zoo.weights.rules import Alias, Drop, Fresh, KeyRules, Rename, check_state
+from zoo.weights.rules import Alias, Drop, Fresh, KeyRules, Rename, check_state, without_prefixes
 from zoo.weights.sources import cache_dir, cached_path, fetch, source_of, verify
 from zoo.weights.unpickle import Checkpoint, read_checkpoint
 
@@ -20,4 +20,5 @@ __all__ = [
     "save_safetensors",
     "source_of",
     "verify",
+    "without_prefixes",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -104,6 +104,11 @@ class KeyRules:
     def covers(self, names: Iterable[str]) -> bool:
         """Whether every one of a checkpoint's tensor names has a rule: whether this is its layout."""
         return all(self._rule_for(theirs)[0] is not None for theirs in names)
+
+    def left_out(self, names: Iterable[str]) -> Counter[str]:
+        """Why tensors of a checkpoint are left out, and how many."""
+        rules = (self._rule_for(theirs)[0] for theirs in names)
+        return Counter(rule.why for rule in rules if isinstance(rule, Drop))
 
     def to_zoo(self, state: Mapping[str, Tensor], *, name: str) -> dict[str, Tensor]:
         """The tensors of a reference checkpoint under the zoo's names.
@@ -301,3 +306,29 @@ def _fill(pattern: str, parts: tuple[str, ...]) -> str:
 
 def _examples(names: list[str]) -> str:
     return ", ".join(map(printable, names[:3])) + (", ..." if len(names) > 3 else "")
+
+
+_PREFIXES = ("module.", "model.")  # of DistributedDataParallel, and of Lightning's modules
+_COMPILED = "_orig_mod."  # torch.compile's, wherever a compiled module stands
+
+
+def without_prefixes(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    """A checkpoint's tensors as they are called, and then without what wrappers of models put in front of all names.
+
+    Each time with what was taken off, "" for nothing. A prefix that only some of the names have is none of these.
+    """
+    taken = ""
+    yield taken, tensors
+    while True:
+        prefix = next((prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in tensors)), None)
+        if any(_COMPILED in key for key in tensors):
+            shorter = {key.replace(_COMPILED, ""): value for key, value in tensors.items()}
+            prefix = _COMPILED
+        elif tensors and prefix is not None:
+            shorter = {key.removeprefix(prefix): value for key, value in tensors.items()}
+        else:
+            return
+        if len(shorter) != len(tensors):
+            return
+        taken, tensors = taken + prefix, shorter
+        yield taken, tensors

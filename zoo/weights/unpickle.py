@@ -6,6 +6,7 @@ them are read as data (see zoo/weights/pickles.py). Tensors of the first two are
 
 from __future__ import annotations
 
+import logging
 import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from zoo.weights.pickles import Grammar, Placeholder, read_pickle
 from zoo.weights.rebuild import FUNCTIONS, MAX_NUMBER, PRICES, READABLE, VALUES, Storage, unreadable_kind
 from zoo.weights.tape import Budget
 
+_logger = logging.getLogger("zoo")
+
 # Both are written by torch.save(..., _use_new_zipfile_serialization=False), in front of the checkpoint.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -35,6 +38,7 @@ _MAX_STORAGE_KEY = 100  # characters; torch counts storages, or takes their addr
 # tensor one number repeated, may be as large as any that is published.
 _MAX_SHARED = 4
 _SHARED_AT_LEAST = 1 << 32
+_AVERAGES = ("state_dict_ema", "model_ema")  # timm takes them in place of the weights that they are averages of
 
 _ALIGNMENT = 16  # bytes of the widest element
 _CHUNK = 1 << 24
@@ -164,10 +168,12 @@ def find_state_dict(data: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors, _ = _split_branches(branches)
             if tensors:
                 return tensors, {_label(key): value for key, value in data.items() if key != "classy_state_dict"}
-    for name in ("model", "state_dict", "module", "model_state_dict"):
+    for name in ("state_dict_ema", "model_ema", "model", "state_dict", "module", "model_state_dict"):
         if type(data.get(name)) is dict:
             tensors, rest = _split_branches(data[name])
             if tensors:
+                if name in _AVERAGES and len(data) > 1:
+                    _logger.info("took %s, the moving average of the weights, as timm does", name)
                 return tensors, {_label(key): value for key, value in data.items() if key != name} | rest
     tensors, rest = _split(data)
     if tensors:
