@@ -6,7 +6,7 @@ once. Whatever the zoo raises on purpose becomes one message and exit code 2.
 
 import typer
 
-from zoo.cli import evaluate, look, matching, points, publish, train, use, weights
+from zoo.cli import evaluate, inspect, look, matching, points, publish, train, use, weights
 from zoo.cli._app import app, main
 
 __all__ = ["app", "main"]
@@ -14,6 +14,7 @@ __all__ = ["app", "main"]
 # in the order of `zoo --help`
 app.command("list")(look.list_)
 app.command()(look.info)
+app.command()(inspect.inspect)
 app.command()(use.features)
 app.command()(use.complete)
 app.command()(matching.stereo)

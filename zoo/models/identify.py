@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
+from inspect import signature
 from typing import Any
 
 from timm.models import create_model
@@ -54,7 +55,7 @@ def identify(checkpoint: Checkpoint) -> tuple[list[Match], Nearest | None]:
     """All architectures that a checkpoint is of, the most exact first; if there are none, the one it is most like."""
     matches: list[Match] = []
     nearest: Nearest | None = None
-    if len(checkpoint.tensors) > _MAX_TENSORS:
+    if not 0 < len(checkpoint.tensors) <= _MAX_TENSORS:
         return matches, nearest
     # shapes tell it all, but for tables of positions, whose values tell their grid
     shapes = {key: value if "pos" in key else value.to("meta") for key, value in checkpoint.tensors.items()}
@@ -76,6 +77,7 @@ def _candidates(checkpoint: Checkpoint) -> Iterator[list[Variant]]:
     for variant in VARIANTS:
         networks.setdefault((variant.architecture, repr(variant.args), variant.num_classes), []).append(variant)
     alike: dict[type[ZooModel], bool] = {}
+    size = sum(value.numel() for value in checkpoint.tensors.values())
     widths = {len(value) for value in checkpoint.tensors.values() if value.ndim == 4}
     for (first, *_), variants in ((variants, variants) for variants in networks.values()):
         model_cls = model_class(first.architecture)
@@ -86,7 +88,7 @@ def _candidates(checkpoint: Checkpoint) -> Iterator[list[Variant]]:
                 for rules in model_cls.layouts.values()
                 for _, tensors in without_prefixes(checkpoint.tensors)
             )
-        if alike[model_cls] and _has_width(first.args, widths):
+        if alike[model_cls] and size >= first.parameters // 8 and _has_width(first.args, widths):
             yield variants
 
 
@@ -146,7 +148,8 @@ def _compare_with(checkpoint: Checkpoint, variants: list[Variant], args: dict[st
     except (ZooError, ValueError, TypeError):
         return None
     own = model.state_dict()
-    decided = {name: value for name, value in args.items() if first.args.get(name) != value}
+    defaults = {name: parameter.default for name, parameter in signature(type(model)).parameters.items()}
+    decided = {name: value for name, value in args.items() if (defaults | first.args).get(name) != value}
     if first.form == "encoder":
         classes = _classes(state, model.head_name)
         if classes != first.num_classes:
@@ -174,9 +177,8 @@ def _compare_with(checkpoint: Checkpoint, variants: list[Variant], args: dict[st
 
 def _told(checkpoint: Checkpoint, model_cls: type[ZooModel]) -> dict[str, Any]:
     """The arguments of a form that a checkpoint decides."""
-    read = getattr(model_cls, "args_from", None)
     try:
-        return {} if read is None else read(checkpoint)
+        return model_cls.args_from(checkpoint)
     except (ZooError, ValueError, TypeError, LookupError):
         return {}
 

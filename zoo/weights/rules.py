@@ -145,7 +145,7 @@ class KeyRules:
             raise CheckpointMismatchError(
                 f"{name}: the checkpoint has {len(unknown)} tensors (of {len(state)}) under names that this "
                 f"variant doesn't know, such as {_examples(unknown)}. "
-                "Check that the file was made for this variant; `zoo list` prints the others."
+                "Check that the file was made for this variant; `zoo inspect` tells what it is."
             )
         for why, count in dropped.items():
             _logger.info("%s: left out %d tensors of the checkpoint: %s", name, count, why)
@@ -244,7 +244,7 @@ def check_state(
         listed = f"{', '.join(first)} and {last}" if first else last
         raise CheckpointMismatchError(
             f"{path} is no checkpoint of {name}: it {listed}{_guess(reshaped)}. "
-            "Check that the file was made for this variant; `zoo list` prints the others."
+            "Check that the file was made for this variant; `zoo inspect` tells what it is."
         )
 
 
@@ -272,7 +272,7 @@ def _check_alias(state: Mapping[str, Tensor], theirs: str, same_as: str, name: s
         raise CheckpointMismatchError(
             f"{name}: the checkpoint's {printable(theirs)} should be a second name of {printable(same_as)}, but they "
             "differ. "
-            "Check that the file was made for this variant; `zoo list` prints the others."
+            "Check that the file was made for this variant; `zoo inspect` tells what it is."
         )
 
 
@@ -321,11 +321,11 @@ def without_prefixes(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Mappi
     yield taken, tensors
     while True:
         prefix = next((prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in tensors)), None)
-        if any(_COMPILED in key for key in tensors):
-            shorter = {key.replace(_COMPILED, ""): value for key, value in tensors.items()}
-            prefix = _COMPILED
-        elif tensors and prefix is not None:
+        if tensors and prefix is not None:
             shorter = {key.removeprefix(prefix): value for key, value in tensors.items()}
+        elif any(_COMPILED in key for key in tensors):
+            prefix = _COMPILED
+            shorter = {key.replace(_COMPILED, ""): value for key, value in tensors.items()}
         else:
             return
         if len(shorter) != len(tensors):

@@ -1,0 +1,60 @@
+"""`zoo inspect`: what a checkpoint is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Annotated
+
+import typer
+
+from zoo.cli._app import print_rows
+
+
+def inspect(
+    checkpoint: Annotated[str, typer.Argument(help="A file, a folder, or a repository of the Hub as OWNER/NAME.")],
+    digest: Annotated[bool, typer.Option("--digest/--no-digest", help="Compute the SHA-256 of the whole file.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Tell what a checkpoint is: its container, whose it is, and how to load it.
+
+    Nothing in the file is run.
+
+    Example: zoo inspect CroCo_V2_ViTLarge_BaseDecoder.pth
+    """
+    from zoo.models.inspection import inspect_checkpoint
+
+    found = inspect_checkpoint(checkpoint, digest)
+    code = found.code()
+    if as_json:
+        print(json.dumps({**dataclasses.asdict(found), "path": str(found.path), "code": code}, indent=2))
+        return
+    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items())
+    rows = [
+        ("file", str(found.path)),
+        ("container", f"{found.container}, {found.size:,} bytes"),
+        ("tensors", f"{found.tensors} ({dtypes}), {found.parameters:,} numbers"),
+        *([("SHA-256", found.sha256)] if found.sha256 else []),
+    ]
+    for match in found.matches:
+        exactly = "" if match.left_out or match.missing else ", exactly"
+        rows.append(("it is", f"{' or '.join(match.variants)}{exactly}"))
+        if match.prefix:
+            rows.append(("", f"behind the prefix {match.prefix}"))
+        rows += [("", f"decided by the file: {name}={value!r}") for name, value in match.args.items()]
+        rows += [("", f"left out: {part}") for part in match.left_out]
+        rows += [("", f"not in the file, to be trained: {part}") for part in match.missing]
+    if found.nearest is not None:
+        near = found.nearest
+        rows.append(("it is", f"none of the zoo's; most like {near.architecture} ({near.share:.0%} of its tensors)"))
+        rows += [("", f"lacks: {name}") for name in near.missing]
+        rows += [("", f"has besides: {name}") for name in near.unexpected]
+        rows += [("", f"other shape: {text}") for text in near.other_shapes]
+    elif not found.matches:
+        rows.append(("it is", "nothing like any model of the zoo"))
+    rows += [("it says", f"{name}: {text}") for name, text in found.training.items()]
+    print_rows(rows)
+    if code is not None:
+        print(f"\n{code}\n")
+        if not found.matches[0].missing:
+            print(f"zoo convert '{found.path}' --variant {found.matches[0].variant} -o converted.safetensors")
