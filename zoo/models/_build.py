@@ -574,12 +574,14 @@ def _check_state(
 
 
 def _recognize(checkpoint: Checkpoint, model_cls: type[ZooModel]) -> str | None:
-    """The variant whose checkpoint it is, if it is of one; one of the class `model_cls` if it can be."""
+    """The variant whose checkpoint it is, if it is of one; of the class, or else the form, of `model_cls` if it can be."""
     from zoo.models.identify import identify  # it makes models
 
-    found = identify(checkpoint)[0]
-    found.sort(key=lambda match: _MODEL_CLS[match.architecture] is not model_cls)
-    return next((match.variant for match in found if not match.missing), None)
+    forms = {variant.architecture: variant.form for variant in VARIANTS}
+    form = next((form for name, form in forms.items() if _MODEL_CLS[name] is model_cls), None)
+    found = [match for match in identify(checkpoint)[0] if not match.missing]
+    found.sort(key=lambda match: (_MODEL_CLS[match.architecture] is not model_cls, forms[match.architecture] != form))
+    return found[0].variant if found else None
 
 
 def fetch(name: str) -> Path:
