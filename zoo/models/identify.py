@@ -66,7 +66,7 @@ def identify(checkpoint: Checkpoint) -> tuple[list[Match], Nearest | None]:
             matches.append(found)
         elif found is not None and (nearest is None or found.share > nearest.share):
             nearest = found
-    matches.sort(key=lambda match: (len(match.missing), len(match.left_out)))
+    matches.sort(key=lambda match: (len(match.missing), len(match.left_out), len(match.args)))
     return matches, None if matches else nearest
 
 
