@@ -9,7 +9,7 @@ Stages, ordered by worth: (a) ceilings of the card, (b) golden cases on it, (c) 
 measured, so that neither a crash nor the end of the time loses one. The output folder gets rows.jsonl, gpu.json (the
 same rows, and what machine they are of), tables.txt, logs.tar.gz, and of stage f weights.
 
-Needs the package's dependencies and its extras train and eval; says at once which are missing.
+Needs Python 3.11 or later, the package's dependencies and its extras train and eval; says at once which are missing.
 """
 
 from __future__ import annotations

@@ -45,30 +45,41 @@ def train_sharded(folder: Path, killed_after: int | None = None) -> None:
         assert killed_after is not None
 
 
-def test_two_processes_that_share_out_a_model(tmp_path: Path) -> None:
-    train(small(), tmp_path / "one", workers=0, progress=False)
-    start = f"""
+def in_two(folder: Path, call: str) -> None:
+    in_two_processes(
+        f"""
 from pathlib import Path
 from tests.train.test_sharding import train_sharded
-run = Path({str(tmp_path / "two")!r})
-"""
-    in_two_processes(start + "train_sharded(run, killed_after=4)", tmp_path)
-    assert not (tmp_path / "two" / "model.safetensors").exists()
-    in_two_processes(start + "train_sharded(run)", tmp_path)
+run = Path({str(folder / "two")!r})
+{call}
+""",
+        folder,
+    )
 
-    one, two = (load_file(tmp_path / run / "model.safetensors") for run in ("one", "two"))
+
+def assert_like_one_process(folder: Path) -> None:
+    train(small(), folder / "one", workers=0, progress=False)
+    one, two = (load_file(folder / run / "model.safetensors") for run in ("one", "two"))
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5, msg=name)
-    one, two = (load_file(tmp_path / run / "checkpoint.safetensors") for run in ("one", "two"))
+    one, two = (load_file(folder / run / "checkpoint.safetensors") for run in ("one", "two"))
     assert {name: value.shape for name, value in one.items()} == {name: value.shape for name, value in two.items()}
-    losses = [[row["loss"] for row in read_log(tmp_path / run)] for run in ("one", "two")]
+    losses = [[row["loss"] for row in read_log(folder / run)] for run in ("one", "two")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
-def test_a_sharded_checkpoint_goes_on_in_one_process(tmp_path: Path) -> None:
-    train(small(shard=True), tmp_path, workers=0, progress=False)  # one process has nothing to share out
-    assert len(read_log(tmp_path)) == 6
+def test_two_processes_that_share_out_a_model(tmp_path: Path) -> None:
+    in_two(tmp_path, "train_sharded(run, killed_after=4)")
+    assert not (tmp_path / "two" / "model.safetensors").exists()
+    in_two(tmp_path, "train_sharded(run)")
+    assert_like_one_process(tmp_path)
+
+
+def test_a_shared_out_run_goes_on_in_one_process(tmp_path: Path) -> None:
+    in_two(tmp_path, "train_sharded(run, killed_after=4)")
+    train(small(shard=True), tmp_path / "two", workers=0, progress=False)
+    assert_like_one_process(tmp_path)
 
 
 @pytest.mark.parametrize("setting", [{"ema": 0.9}, {"validation": {"samples": 8}}])
