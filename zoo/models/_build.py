@@ -574,7 +574,7 @@ def _check_state(
 
 
 def _recognize(checkpoint: Checkpoint, model_cls: type[ZooModel]) -> str | None:
-    """The variant whose checkpoint it is, if it is of one; of the class, or else the form, of `model_cls`, if it can."""
+    """The variant whose checkpoint it is, if it is of one: of the class, or else of the form, of `model_cls`."""
     from zoo.models.identify import identify  # it makes models
 
     forms = {variant.architecture: variant.form for variant in VARIANTS}
