@@ -68,6 +68,18 @@ _NANO_FAR_TRAINING = (
     "apart: displacements up to a quarter of the width. Textures are still coarser than the renderer's default, and "
     "the held-out scenes of the evaluation are of the same kind."
 )
+_NANO_RICH_WEIGHTS = Source("package", "croco_nano_patch8_64_dec128d4.scenes_rich.safetensors", layout="zoo")
+_NANO_RICH_TRAINING = (
+    "From nothing in one run of less than four minutes on a GPU: 1.28 M pairs of procedural scenes, with textures as fine "
+    "as a quarter of the image's width, photos of scikit-image that are free for any use on half of the surfaces, and "
+    "displacements up to a quarter of the width. The held-out scenes of the evaluation are of the same kind."
+)
+_NANO_RICH_WEIGHTS = Source("package", "croco_nano_patch8_64_dec128d4.scenes_rich.safetensors", layout="zoo")
+_NANO_RICH_TRAINING = (
+    "From nothing in one run of less than four minutes on a GPU: 1.28 M pairs of procedural scenes, with textures as fine "
+    "as a quarter of the image's width, photos of scikit-image that are free for any use on half of the surfaces, and "
+    "displacements up to a quarter of the width. The held-out scenes of the evaluation are of the same kind."
+)
 
 _SUMMARIES = "two summaries of the paper that agree; not checked against the paper"
 _V1_SUMMARY = "a summary of the paper; not checked against the paper"
@@ -115,7 +127,7 @@ DEFAULT_PAIR = "croco_nano_patch8_64_dec128d4"
 
 _NANO_PAIR = Variant(
     architecture="croco_nano_patch8_64_dec128d4",
-    tag="scenes_far",
+    tag="scenes_rich",
     family="croco",
     form="binocular",
     description="CroCo in small: encoder and two-image decoder, trained by this package, weights inside it",
@@ -124,13 +136,13 @@ _NANO_PAIR = Variant(
     license="Apache-2.0",
     paper=CROCO_V2_PAPER,
     input_size=(3, 64, 64),
-    sources=(_NANO_FAR_WEIGHTS,),
-    recipe="croco_nano_far",
-    training=_NANO_FAR_TRAINING,
+    sources=(_NANO_RICH_WEIGHTS,),
+    recipe="croco_nano_rich",
+    training=_NANO_RICH_TRAINING,
 )
 _NANO_ENCODER = Variant(
     architecture="croco_nano_patch8_64",
-    tag="scenes_far",
+    tag="scenes_rich",
     family="croco",
     form="encoder",
     description="Encoder of the small CroCo trained by this package, weights inside it",
@@ -139,9 +151,15 @@ _NANO_ENCODER = Variant(
     license="Apache-2.0",
     paper=CROCO_V2_PAPER,
     input_size=(3, 64, 64),
-    sources=(_NANO_FAR_WEIGHTS,),
-    recipe="croco_nano_far",
-    training=_NANO_FAR_TRAINING,
+    sources=(_NANO_RICH_WEIGHTS,),
+    recipe="croco_nano_rich",
+    training=_NANO_RICH_TRAINING,
+)
+_NANO_FAR: dict[str, Any] = dict(
+    tag="scenes_far", sources=(_NANO_FAR_WEIGHTS,), recipe="croco_nano_far", training=_NANO_FAR_TRAINING
+)
+_NANO_FAR: dict[str, Any] = dict(
+    tag="scenes_far", sources=(_NANO_FAR_WEIGHTS,), recipe="croco_nano_far", training=_NANO_FAR_TRAINING
 )
 _NANO_FIRST: dict[str, Any] = dict(tag="scenes", sources=(_NANO_WEIGHTS,), recipe="croco_nano", training=_NANO_TRAINING)
 
@@ -177,6 +195,26 @@ def _descendant(
 CROCO = (
     _NANO_PAIR,
     _NANO_ENCODER,
+    replace(
+        _NANO_PAIR,
+        description="The small CroCo as a CPU trained it, on easier scenes; its weights are inside the package",
+        **_NANO_FAR,
+    ),
+    replace(
+        _NANO_ENCODER,
+        description="Encoder of the small CroCo as a CPU trained it, weights inside the package",
+        **_NANO_FAR,
+    ),
+    replace(
+        _NANO_PAIR,
+        description="The small CroCo as a CPU trained it, on easier scenes; its weights are inside the package",
+        **_NANO_FAR,
+    ),
+    replace(
+        _NANO_ENCODER,
+        description="Encoder of the small CroCo as a CPU trained it, weights inside the package",
+        **_NANO_FAR,
+    ),
     replace(
         _NANO_PAIR,
         description="The small CroCo's first weights, with which its training went on, inside the package",
