@@ -42,9 +42,9 @@ def test_wheel_works_outside_of_the_repository(dist: Path, tmp_path: Path) -> No
     (wheel,) = dist.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    for tag in ("scenes_far", "scenes"):
+    for tag in ("scenes_rich", "scenes_far", "scenes"):
         assert any(name.endswith(f"croco_nano_patch8_64_dec128d4.{tag}.safetensors") for name in names)
-    assert any(name.endswith("recipes/croco_nano.yaml") for name in names)
+    assert any(name.endswith("recipes/croco/croco_nano.yaml") for name in names)
     assert {name.split("/")[0] for name in names} == {"zoo", f"pretext_zoo-{zoo.__version__}.dist-info"}
 
     venv.create(tmp_path / "venv", with_pip=True)

@@ -316,7 +316,7 @@ def test_license_of_a_run_that_did_not_record_it(tmp_path: Path, recipe_file: Pa
     settings["model_args"]["pretrained"] = True
     (run / "recipe.yaml").write_text(yaml.safe_dump(settings))
     model: Any = publish.runs._model_of_run(load_recipe(run / "recipe.yaml"), run / "model.safetensors")
-    assert model.ancestor == Ancestor(f"{PAIR}.scenes_far", "apache-2.0")
+    assert model.ancestor == Ancestor(f"{PAIR}.scenes_rich", "apache-2.0")
 
 
 def test_a_checkpoint_of_the_authors_keeps_their_license(tmp_path: Path) -> None:

@@ -275,7 +275,8 @@ def _code_blocks(variant: Variant) -> list[str]:
 
 def test_first_small_weights_are_still_the_same() -> None:
     """The small CroCo's first weights, from which its training went on, keep loading under their own tag."""
-    first, later = (fetch(f"croco_nano_patch8_64_dec128d4.{tag}") for tag in ("scenes", "scenes_far"))
+    tags = ("scenes", "scenes_far", "scenes_rich")
+    first, later, newest = (fetch(f"croco_nano_patch8_64_dec128d4.{tag}") for tag in tags)
     assert sha256(first.read_bytes()).hexdigest() == "f42d11c2d436ef92819205487a004c9c5acc8aa2e2936c79bf17c2f6abd64668"
     assert load_file(first).keys() == load_file(later).keys() and first.read_bytes() != later.read_bytes()
-    assert fetch("croco_nano_patch8_64") == later, "the bare name loads the newest"
+    assert fetch("croco_nano_patch8_64") == newest, "the bare name loads the newest"

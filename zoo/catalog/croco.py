@@ -70,15 +70,9 @@ _NANO_FAR_TRAINING = (
 )
 _NANO_RICH_WEIGHTS = Source("package", "croco_nano_patch8_64_dec128d4.scenes_rich.safetensors", layout="zoo")
 _NANO_RICH_TRAINING = (
-    "From nothing in one run of less than four minutes on a GPU: 1.28 M pairs of procedural scenes, with textures as fine "
-    "as a quarter of the image's width, photos of scikit-image that are free for any use on half of the surfaces, and "
-    "displacements up to a quarter of the width. The held-out scenes of the evaluation are of the same kind."
-)
-_NANO_RICH_WEIGHTS = Source("package", "croco_nano_patch8_64_dec128d4.scenes_rich.safetensors", layout="zoo")
-_NANO_RICH_TRAINING = (
-    "From nothing in one run of less than four minutes on a GPU: 1.28 M pairs of procedural scenes, with textures as fine "
-    "as a quarter of the image's width, photos of scikit-image that are free for any use on half of the surfaces, and "
-    "displacements up to a quarter of the width. The held-out scenes of the evaluation are of the same kind."
+    "From nothing in one run of less than four minutes on a GPU: 1.28 M pairs of procedural scenes, with textures as "
+    "fine as a quarter of the image's width, photos of scikit-image that are free for any use on half of the surfaces, "
+    "and displacements up to a quarter of the width. The held-out scenes of the evaluation are of the same kind."
 )
 
 _SUMMARIES = "two summaries of the paper that agree; not checked against the paper"
@@ -158,9 +152,6 @@ _NANO_ENCODER = Variant(
 _NANO_FAR: dict[str, Any] = dict(
     tag="scenes_far", sources=(_NANO_FAR_WEIGHTS,), recipe="croco_nano_far", training=_NANO_FAR_TRAINING
 )
-_NANO_FAR: dict[str, Any] = dict(
-    tag="scenes_far", sources=(_NANO_FAR_WEIGHTS,), recipe="croco_nano_far", training=_NANO_FAR_TRAINING
-)
 _NANO_FIRST: dict[str, Any] = dict(tag="scenes", sources=(_NANO_WEIGHTS,), recipe="croco_nano", training=_NANO_TRAINING)
 
 
@@ -195,16 +186,6 @@ def _descendant(
 CROCO = (
     _NANO_PAIR,
     _NANO_ENCODER,
-    replace(
-        _NANO_PAIR,
-        description="The small CroCo as a CPU trained it, on easier scenes; its weights are inside the package",
-        **_NANO_FAR,
-    ),
-    replace(
-        _NANO_ENCODER,
-        description="Encoder of the small CroCo as a CPU trained it, weights inside the package",
-        **_NANO_FAR,
-    ),
     replace(
         _NANO_PAIR,
         description="The small CroCo as a CPU trained it, on easier scenes; its weights are inside the package",
