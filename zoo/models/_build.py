@@ -1,7 +1,8 @@
 """From a catalog entry to a timm model: registration, construction, weights. Shared by all families.
 
-`pretrained=True` builds the module on the meta device and gives it the checkpoint's own memory-mapped
-tensors: nothing is initialized that will be overwritten, and nothing is copied.
+`pretrained=True` builds the module on the meta device and gives it the checkpoint's own tensors: nothing is
+initialized that will be overwritten, and nothing is copied. Files of the package and the cache stay mapped; whatever
+somebody else may write over is read into memory.
 """
 
 from __future__ import annotations
