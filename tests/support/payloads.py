@@ -10,6 +10,7 @@ import pickletools
 import random
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -351,10 +352,11 @@ def _directory_of(entries: int, size: int, apart: bool = False) -> Build:
 
     def build(path: Path) -> None:
         data = bytes(size)
-        local = b"PK\x03\x04" + struct.pack("<5H3L2H", 20, 0, 0, 0, 0, 1, size, size, 1, 0) + b"x"
+        checksum = zlib.crc32(data)
+        local = b"PK\x03\x04" + struct.pack("<5H3L2H", 20, 0, 0, 0, 0, checksum, size, size, 1, 0) + b"x"
         listed = b"".join(
             b"PK\x01\x02"
-            + struct.pack("<6H3L5H2L", 20, 20, 0, 0, 0, 0, 1, size, size, 8, 0, 0, 0, 0, 0, 0)
+            + struct.pack("<6H3L5H2L", 20, 20, 0, 0, 0, 0, checksum, size, size, 8, 0, 0, 0, 0, 0, 0)
             + b"%08x" % k
             for k in range(entries)
         )
