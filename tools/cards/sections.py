@@ -154,6 +154,11 @@ def training(variant: Variant) -> str:
             )
         elif variant.sources[0].kind == "package":
             lines.append(f"The recipe is {link}:")
+        elif recipe.init in (variant.name, variant.architecture):
+            lines.append(
+                f"Its pretraining's code is not published. The authors' fine-tuning of it is restated in {link}, but "
+                f"was not run at full length here ({recipe.source}):"
+            )
         else:
             lines.append(f"The authors' recipe, restated in {link} but not run at full length here ({recipe.source}):")
         lines.append(_recipe_table(recipe))

@@ -241,6 +241,7 @@ CROCO = (
         license=_CROCO_LICENSE,
         paper=CROCO_V2_PAPER,
         sources=(_CROCO_V2_SMALL,),
+        recipe="crocov2_base_smalldec",
         training=_HABITAT_REAL,
     ),
     Variant(
@@ -254,6 +255,7 @@ CROCO = (
         license=_CROCO_LICENSE,
         paper=CROCO_V2_PAPER,
         sources=(_CROCO_V2_BASE,),
+        recipe="crocov2_base_basedec",
         training=_HABITAT_REAL,
     ),
     Variant(
@@ -307,6 +309,7 @@ CROCO = (
         license=_CROCO_LICENSE,
         paper=CROCO_V2_PAPER,
         sources=(_CROCO_V2_SMALL,),
+        recipe="crocov2_base_smalldec",
         training=_HABITAT_REAL,
         metrics=_matching(20.7, 0.82, (3.35, 2.94), (1.76, 2.30)),
     ),
@@ -321,6 +324,7 @@ CROCO = (
         license=_CROCO_LICENSE,
         paper=CROCO_V2_PAPER,
         sources=(_CROCO_V2_BASE,),
+        recipe="crocov2_base_basedec",
         training=_HABITAT_REAL,
         metrics=_matching(17.1, 1.14, (3.10, 2.73), (1.51, 1.99)),
     ),

@@ -50,6 +50,7 @@ def _fast_itpn(
         license="MIT",
         paper=FAST_ITPN_PAPER,
         sources=sources,
+        recipe=f"fast_itpn_{size}_finetune",
         training="Pretrained on ImageNet-1K for 1600 epochs to predict the tokens of a large CLIP. The file also holds "
         f"what pretraining adds, which is left out, and no classifier: none is published. {_NORMALIZATION}",
         metrics=metrics,

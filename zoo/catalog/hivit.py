@@ -63,6 +63,7 @@ HIVIT = (
         parameters=18_796_668,
         license="Apache-2.0",
         paper=HIVIT_PAPER,
+        recipe="hivit_tiny_supervised",
     ),
     Variant(
         architecture="hivit_small_patch16_224",
@@ -76,6 +77,7 @@ HIVIT = (
         paper=HIVIT_PAPER,
         num_classes=1000,
         sources=(Source("gdrive", "1bXr6089pbygItoVGBPbLhlRkdXG11NrT"),),  # an author's answer, issue 5 of iTPN
+        recipe="hivit_small_supervised",
         training="Trained with labels on ImageNet-1K, without any pretraining.",
         metrics=(
             imagenet_top1(
@@ -114,6 +116,7 @@ HIVIT = (
         paper=HIVIT_PAPER,
         num_classes=1000,
         sources=(_HIVIT_FINETUNED,),
+        recipe="hivit_base_finetune",
         training=f"{_HIVIT_TRAINING} Then fine-tuned for its classes.",
         metrics=(imagenet_top1(84.6, "fine-tuned for 100 epochs", _README),),
     ),

@@ -166,10 +166,16 @@ PIRL = (
         recipe="pirl_resnet50",
         note=", a second run",
     ),
-    _pirl("in1k_800e", 800, "pirl_jigsaw_4node_pirl_jigsaw_4node_resnet_22_07_20.34377f59", 64.29),
-    _pirl("in1k_800e_mlp_gblur", 800, "pirl/r50_800ep_mlphead_gblur", 69.9),
-    _pirl("in1k_400e", 400, "pirl/w2_400ep", 69.3, width=2),
-    _pirl("in1k_400e_mlp_gblur", 400, "pirl/r50w2_400ep_mlphead_gblur", 70.9, width=2),
+    _pirl(
+        "in1k_800e",
+        800,
+        "pirl_jigsaw_4node_pirl_jigsaw_4node_resnet_22_07_20.34377f59",
+        64.29,
+        recipe="pirl_resnet50_800e",
+    ),
+    _pirl("in1k_800e_mlp_gblur", 800, "pirl/r50_800ep_mlphead_gblur", 69.9, recipe="pirl_resnet50_mlp_800e"),
+    _pirl("in1k_400e", 400, "pirl/w2_400ep", 69.3, recipe="pirl_resnet50_w2", width=2),
+    _pirl("in1k_400e_mlp_gblur", 400, "pirl/r50w2_400ep_mlphead_gblur", 70.9, recipe="pirl_resnet50_mlp_w2", width=2),
     Variant(
         architecture="pirl_resnet50_lin128",
         tag="",
@@ -211,9 +217,17 @@ PIRL = (
 
 JIGSAW = (
     # the published link of the first says perm2k too
-    _jigsaw("in1k_perm100", _final(f"{_JIGSAW_RUN}17_07_20.db174a43", 105), 48.57, "100"),
+    _jigsaw(
+        "in1k_perm100", _final(f"{_JIGSAW_RUN}17_07_20.db174a43", 105), 48.57, "100", recipe="jigsaw_resnet50_perm100"
+    ),
     _jigsaw("in1k_perm2k", _final(f"{_JIGSAW_RUN}17_07_20.cccee144", 105), 46.73, "2,000", recipe="jigsaw_resnet50"),
-    _jigsaw("in1k_perm10k", _final(f"{_JIGSAW_RUN}20_07_20.3d706467", 105), 48.11, "10,000"),
+    _jigsaw(
+        "in1k_perm10k",
+        _final(f"{_JIGSAW_RUN}20_07_20.3d706467", 105),
+        48.11,
+        "10,000",
+        recipe="jigsaw_resnet50_perm10k",
+    ),
     _jigsaw("in22k_perm2k", "converted_vissl_jigsaw_rn50_perm2k_in22k_8gpu_ep105.torch", 44.84, "2,000"),
     _jigsaw("in1k_goyal19", "converted_vissl_rn50_jigsaw_in1k_goyal19.torch", 46.58),
     _jigsaw("in22k_goyal19", "converted_vissl_rn50_jigsaw_in22k_goyal19.torch", 53.09),
