@@ -71,14 +71,18 @@ def train(
             raise RecipeError(f"The run in {folder} has its length already; leave out --minutes to go on with it.")
         run = preview.fit_to_time(run, 60 * minutes, workers=workers, accumulate=accumulate, compiled=compiled)
     source, held_out = build.make_source(run), build.make_validation_source(run)
-    plan = schedule.make_plan(run, len(source))
+    plan, labeled = schedule.make_plan(run, len(source)), build.objective_class(run).labeled
     optimizer = run.optimizer
     rows = [
         ("recipe", run.name + (f" ({run.source})" if run.source else "")),
         ("model", run.model + (f", from {run.init}" if run.init else "")),
         ("objective", _settings_line(run.objective)),
-        ("data", _settings_line(run.data) + _size(source)),
-        *([("validation", f"every {plan.validate_every:,} steps{_size(held_out)}")] if held_out is not None else []),
+        ("data", _settings_line(run.data) + _size(source, labeled)),
+        *(
+            [("validation", f"every {plan.validate_every:,} steps{_size(held_out, labeled)}")]
+            if held_out is not None
+            else []
+        ),
         ("steps", f"{plan.steps:,} of {run.batch_size} samples, the first {plan.warmup:,.0f} warm up; {run.precision}"),
         ("optimizer", f"{optimizer.name}, peak learning rate {plan.lr:.3g}, weight decay {optimizer.weight_decay:g}"),
         ("output", str(folder)),
@@ -192,11 +196,11 @@ def _parse_settings(settings: Iterable[str]) -> dict[str, Any]:
     return parsed
 
 
-def _size(source: Any) -> str:
-    """What a training run says of a source: its samples, if they end, and its classes, if it has some."""
+def _size(source: Any, labeled: bool) -> str:
+    """What a training run says of a source: its samples, if they end, and its classes, if they are needed."""
     from zoo.train.data.loading import ENDLESS
 
-    samples, classes = len(source), getattr(source, "num_classes", 0)
+    samples, classes = len(source), getattr(source, "num_classes", 0) if labeled else 0
     return (f"; {samples:,} samples" if samples < ENDLESS else "") + (f"; {classes:,} classes" if classes else "")
 
 

@@ -268,7 +268,7 @@ class Run:
         results = {key: value for key, value in self.rows[-1].items() if key.startswith("validation_")}
         if results:
             best = {} if self.best is None else dict(best=self.best)
-            classes = getattr(parts.source, "classes", ())
+            classes = getattr(parts.source, "classes", ()) if parts.objective.labeled else ()
             write_json(self.folder / "results.json", dict(step=self.plan.steps, **results, **best, classes=classes))
 
     def _write_weights(self, state: dict[str, Tensor], path: Path, parts: Parts, step: int) -> None:

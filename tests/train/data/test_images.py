@@ -229,3 +229,48 @@ def test_patterns() -> None:
 def test_each_once(world: int) -> None:
     places = [place for rank in range(world) for batch in EachOnce(10, 3, rank, world) for place, _ in batch]
     assert sorted(places) == list(range(10))
+
+
+def test_keys_with_dots_and_what_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """WebDataset keys such as img.v2 are taken with their labels; what isn't used of a shard is counted and said."""
+    members = {"img.v1.png": png(1), "img.v1.cls": b"0", "img.v2.png": png(2), "img.v2.cls": b"1", "a.png": png(3)}
+    write_shard(tmp_path / "0.tar", members | {"a.json": b"{}", "b.json": b"{}", "README": b"", "lost.cls": b"1"})
+    with caplog.at_level("INFO", "zoo"):
+        source = ImageShards(str(tmp_path))
+    assert len(source) == 3
+    assert [int(label) for label in source.index[:, 2]] == [0, 1, -1]
+    assert [int(source[i]["image"][0, 0, 0]) for i in range(3)] == [1, 2, 3]
+    assert (
+        "2 .json" in caplog.text and "1 without an ending" in caplog.text and "1 labels without an image" in caplog.text
+    )
+
+
+LABELS: dict[str, tuple[list, str]] = {
+    "lists": ([[1], [2]], "holds no classes"),
+    "floats": ([0.5, 1.0], "holds no classes"),
+    "nulls": ([None, 1], "rows without a label"),
+    "names with nulls": (["a", None], "rows without a label"),
+    "minus one": ([-1, -1], "has the label -1"),
+}
+
+
+def hub_images(labels: list, tmp_path: Path) -> HubImages:
+    datasets = pytest.importorskip("datasets")
+    rows = dict(image=[dict(bytes=png(i), path=None) for i in range(len(labels))], label=labels)
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
+    return HubImages(str(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize("labels, problem", LABELS.values(), ids=LABELS.keys())
+def test_labels_that_are_no_classes(labels: list, problem: str, tmp_path: Path) -> None:
+    """They are an error in a sentence where classes are needed, and no trouble where they aren't."""
+    source = hub_images(labels, tmp_path)
+    assert source[1].keys() == {"image"}, "nobody asked for labels"
+    with pytest.raises(DataError, match=problem):
+        _ = source.num_classes
+
+
+def test_labels_that_are_names(tmp_path: Path) -> None:
+    source = hub_images(["dog", "cat", "dog"], tmp_path)
+    assert source.num_classes == 2 and source.classes == ("cat", "dog")
+    assert [source[i]["label"] for i in range(3)] == [1, 0, 1]

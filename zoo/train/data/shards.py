@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import tarfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -142,9 +143,13 @@ def _read_index(cached: Path, sizes: list[int]) -> tuple[np.ndarray, np.ndarray]
     return index, ends
 
 
+_FIELDS = {"cls", *(extension[1:] for extension in IMG_EXTENSIONS)}
+
+
 def _index_shard(path: str) -> np.ndarray:
     images: dict[str, tuple[int, int]] = {}  # offset and size, by the sample's key
     labels: dict[str, int] = {}
+    unused: Counter[str] = Counter()  # by their endings
     try:
         if not os.path.isfile(path):
             raise ValueError("it is no regular file")
@@ -152,16 +157,18 @@ def _index_shard(path: str) -> np.ndarray:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 folder, _, name = member.name.rpartition("/")
-                stem, _, field = name.partition(".")
-                key, extension = f"{folder}/{stem}", f".{field.lower()}"
                 if not member.isfile():
                     continue
+                stem, _, field = name.partition(".")
+                if "." in field and field.rpartition(".")[2].lower() in _FIELDS:  # a key with dots, such as img.v2.jpg
+                    stem, _, field = name.rpartition(".")
+                key, extension = f"{folder}/{stem}", f".{field.lower()}"
                 if extension in IMG_EXTENSIONS:
                     if key in images:
                         raise DataError(f"{path} has two images called {key.lstrip('/')}; write it anew.")
                     _check_member(member, MAX_BYTES, whole)
                     images[key] = member.offset_data, member.size
-                elif field == "cls":
+                elif field.lower() == "cls":
                     _check_member(member, 64, whole)
                     content = tar.extractfile(member)
                     assert content is not None  # of a file there is some
@@ -170,6 +177,8 @@ def _index_shard(path: str) -> np.ndarray:
                         raise ValueError(
                             f"the label {labels[key]} of {key.lstrip('/')} is beyond {MAX_CLASSES:,} classes"
                         )
+                else:
+                    unused[f".{field}" if field else "without an ending"] += 1
     except (OSError, tarfile.TarError, ValueError, OverflowError, MemoryError, EOFError) as error:
         if isinstance(error, DataError):
             raise
@@ -177,6 +186,9 @@ def _index_shard(path: str) -> np.ndarray:
             f"{path} is no tar shard of images that can be read ({error}); it must be uncompressed and whole, with "
             "whole numbers in .cls."
         ) from error
+    unused["labels without an image"] = len(labels.keys() - images.keys())
+    if told := [f"{count:,} {what}" for what, count in unused.most_common(5) if count]:
+        _logger.info("%s: not used are %s", path, ", ".join(told))
     return np.array([(*place, labels.get(key, -1)) for key, place in images.items()], np.int64).reshape(-1, 3)
 
 

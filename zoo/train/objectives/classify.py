@@ -38,6 +38,7 @@ class LabeledTransform:
 class LabeledObjective(Objective):
     """Base of what trains a model's classifier on the classes of its source."""
 
+    labeled = True
     figures: Sequence[str] = ("loss", "top1", "top5")
     """What `judge` gives."""
     ranked_by = ("top1", True)

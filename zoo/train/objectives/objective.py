@@ -25,6 +25,7 @@ class Objective(nn.Module):
 
     ranked_by: the figure that says which weights are best in validation, which a run keeps, and whether more is better.
     sample: what the source gives, "image" (image, index and maybe label) or "pair" (image1, image2, index).
+    labeled: whether it asks the source for classes. Sources may read their labels only then.
     transform: one sample and a seed -> the tensors of a batch's row; runs in the data workers. All of its
         randomness comes from the seed, so a sample does not depend on which worker makes it; torch's global
         generator, which torchvision's transforms draw from, is seeded with it too. One that draws nothing of an
@@ -32,6 +33,7 @@ class Objective(nn.Module):
     """
 
     sample: ClassVar[str] = "image"
+    labeled: ClassVar[bool] = False
     ranked_by: ClassVar[tuple[str, bool]] = ("loss", False)
     mean: Tensor
     std: Tensor
