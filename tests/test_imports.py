@@ -23,16 +23,20 @@ ROOMS = {  # what each room may import of ours, besides itself
     "points": {"errors", "geometry", "models", "pictures"},
     "pictures": {"errors", "layers", "photos"},
     "photos": {"errors"},
+    "sgbm": {"errors"},
     "scenes": {"errors", "photos"},
     "train": {
         *("catalog", "colors", "errors", "geometry", "layers", "lookup", "models", "photos", "pictures", "scenes"),
         "weights",
     },
-    "demo": {"catalog", "colors", "errors", "lookup", "layers", "weights", "models", "pictures"},
+    "demo": {
+        *("catalog", "colors", "errors", "geometry", "layers", "lookup", "matching", "models", "pictures", "sgbm"),
+        "weights",
+    },
     "publish": {"catalog", "errors", "lookup", "weights", "models", "pictures", "scenes", "train", "demo"},
     "evaluate": {
         *("catalog", "colors", "errors", "geometry", "layers", "lookup", "models", "pictures", "scenes", "weights"),
-        *("demo", "matching", "photos", "train"),
+        *("demo", "matching", "photos", "sgbm", "train"),
     },
     "cli": {
         *("catalog", "colors", "errors", "geometry", "layers", "lookup", "models", "pictures", "scenes", "weights"),

@@ -24,13 +24,18 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from safetensors import safe_open
 
-from zoo.demo import run_demo
-from zoo.evaluate.pairs import load_subject
+from zoo.catalog import Variant
+from zoo.demo import run_demo, stereo_pair
+from zoo.evaluate import stereo_ordering
+from zoo.evaluate.pairs import HELD_OUT_SEED, load_subject
 from zoo.evaluate.pictures import draw_learning
 from zoo.lookup import find_variant
+from zoo.matching import draw_stereo
+from zoo.pictures import save_figure
 from zoo.train.recipe import load_recipe
 from zoo.train.run import read_log
 from zoo.weights import files, sources
@@ -81,6 +86,25 @@ def write_half(source: Path, target: Path) -> None:
     files.save_safetensors(state, target, about)
 
 
+def write_stereo(variant: Variant, weights: Path, evaluation: Path, picture: Path, scenes: int = 200) -> None:
+    """Measure a stereo model on the photo of the demo and on held-out scenes, and draw the former."""
+    net = timm.create_model(variant.name, pretrained=True).eval()
+    photo = stereo_pair()
+    plan = stereo_ordering.Plan(0, 0, tuple(variant.input_size[1:]), scenes)
+    disparity = net.predict(photo.left, photo.right, tile_batch=4).disparity
+    compared = stereo_ordering.others(plan)
+    result = dict(
+        model=dict(name=variant.name, sha256=files.sha256(weights)),
+        motorcycle=stereo_ordering.photo_figures(disparity),
+        sgbm=compared["SGBM"]["photo"],
+        constant=compared["the best constant"]["photo"],
+        scenes=stereo_ordering.scene_figures(net, plan),
+        settings=dict(date=date.today().isoformat(), torch=torch.__version__, scenes=scenes, scene_seed=HELD_OUT_SEED),
+    )
+    evaluation.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    save_figure(draw_stereo(photo.left, disparity, photo.disparity, title=variant.name), picture)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a finished run of `zoo train`")
@@ -111,6 +135,9 @@ def main() -> None:
     if (args.run / "loss.png").exists():
         shutil.copyfile(args.run / "loss.png", pictures / "loss.png")
     evaluation = weights.with_suffix(".evaluation.json")
+    if variant.form == "dense":
+        write_stereo(variant, weights, evaluation, pictures / "motorcycle.png")
+        return
     what, picture = ("points", "depths.png") if variant.form == "pointmaps" else ("pairs", "scenes.png")
     if variant.form != "pointmaps":
         run_demo(pictures, variant.name)

@@ -1,4 +1,4 @@
-"""`zoo demo`: what a two-image model has learned, on one real stereo pair, in three pictures.
+"""`zoo demo`: what a two-image model has learned, on one real stereo pair, in pictures.
 
 The photos are Middlebury's motorcycle (Scharstein et al., GCPR 2014), which scikit-image ships in its wheel
 with the measured disparity, so the demo needs no network and its matches can be checked.
@@ -6,6 +6,7 @@ with the measured disparity, so the demo needs no network and its matches can be
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,17 +19,27 @@ from torch import Tensor
 
 from zoo import pictures
 from zoo.catalog import DEFAULT_PAIR
+from zoo.colors import disparity_colors, error_colors, finite_range
 from zoo.errors import DataError, UnknownVariantError
+from zoo.geometry.clouds import write_ply
 from zoo.layers.patchify import patchify
 from zoo.lookup import find_variant
+from zoo.matching import WORST_ERROR, colored_points, depth_of, look_from
+from zoo.sgbm import semi_global_matching
 from zoo.weights import source_of
 
 MASK_RATIO = 0.9  # CroCo, section 3.1
 VIEW_SIZE = (384, 512)  # of the pictures of features and matches: many patches, and still seconds on a CPU
+STEREO = "croco_nano_patch8_dec128d4_stereo"
 TOLERANCE = 3.0  # patch widths that a match may be off the truth
 
 _WINDOWS = ((20, 120, 448, 1), (130, 420, 320, 1), (10, 330, 260, 1), (20, 120, 448, 2))
 """Squares of the left photo to complete: top, left, side in pixels, and how many times the model's own size."""
+
+
+_CALIBRATION = (994.978, 0.193001, 31.086, (311.193, 254.877))
+"""Of the photos, by scikit-image's documentation: focal length in pixels, baseline in meters, by how many pixels the
+right principal point lies farther right, and the left principal point."""
 
 
 class StereoPair(NamedTuple):
@@ -64,7 +75,8 @@ class Matches(NamedTuple):
 
 
 def run_demo(folder: str | Path = "demo", model: str = DEFAULT_PAIR, weights: str | Path | None = None) -> list[Path]:
-    """Complete, show features of, and match a stereo pair; write three PNG files into `folder` and return them.
+    """Complete, show features of, and match a stereo pair; from its disparity make a map, a colored point cloud and a
+    view of that. Writes five PNG files and a PLY into `folder` and returns them.
 
     model: any binocular variant of the zoo. weights: a file to use in place of the published ones.
     Prints shapes, seconds and the weights' source. Raises UnknownVariantError for a model of another form,
@@ -87,6 +99,47 @@ def run_demo(folder: str | Path = "demo", model: str = DEFAULT_PAIR, weights: st
         views, disparity = _large_views(net, pair)
         encoded = _show_features(net, views, paths[1])
         _show_matches(net, views, encoded, disparity, paths[2])
+    return [*paths, *_show_stereo(pair, Path(folder))]
+
+
+def _show_stereo(pair: StereoPair, folder: Path) -> list[Path]:
+    """The small stereo model's disparity beside semi-global matching's, and its points, from a turned view."""
+    start = time.perf_counter()
+    paths = [folder / name for name in ("disparity.png", "points.ply", "points.png")]
+    net: Any = timm.create_model(STEREO, pretrained=True).eval()
+    disparity = net.predict(pair.left, pair.right, overlap=0.5, tile_batch=6).disparity
+    maps = {STEREO: disparity}
+    with contextlib.suppress(DataError):  # without OpenCV
+        maps["OpenCV's SGBM"] = semi_global_matching(pair.left, pair.right)
+    low, high = finite_range(pair.disparity)
+    top = [pictures.Panel(pair.left / 255, "left photo")]
+    bottom = [pictures.Panel(disparity_colors(pair.disparity, (low, high)), "true disparity")]
+    for name, found in maps.items():
+        errors = np.where(np.isfinite(pair.disparity), np.abs(found - pair.disparity), np.nan)
+        known = errors[np.isfinite(errors)]
+        shares = " / ".join(f"{100 * float(np.mean(known > t)):.0f}" for t in (1, 2, 3))
+        off = f"off by {float(known.mean()):.2f} pixels; {shares} % by more than 1 / 2 / 3"
+        top.append(pictures.Panel(disparity_colors(found, (low, high)), name))
+        bottom.append(pictures.Panel(error_colors(errors, WORST_ERROR), off))
+    caption = (
+        f"Disparity from {low:.0f} (blue, far) to {high:.0f} pixels (red, near); errors from 0 (dark) to "
+        f"{WORST_ERROR:.0f} pixels and more (bright). Where the truth is not known, it is black and its error gray."
+    )
+    pictures.save_figure(pictures.draw_panels([top, bottom], "Stereo matching", caption, panel=4.6), paths[0])
+
+    focal, baseline, offset, center = _CALIBRATION
+    depth = depth_of(disparity, focal, baseline, offset)
+    points, colors = colored_points(depth, pair.left, focal, float(np.percentile(depth, 97)), center)
+    write_ply(paths[1], points, colors)
+    middle = float(points[:, 2].median())
+    size = pair.left.shape[:2]
+    views = [
+        pictures.Panel(look_from(points, colors, 0.8 * focal, size, turn, middle), f"turned by {turn:.0f} degrees")
+        for turn in (-20.0, 20.0)
+    ]
+    caption = f"{len(points):,} points of points.ply, in meters; white is what the left photo doesn't show."
+    pictures.save_figure(pictures.draw_panels([views], "The motorcycle in space", caption, panel=5.0), paths[2])
+    print(f"disparity and points: {time.perf_counter() - start:.1f} s")
     return paths
 
 

@@ -30,20 +30,25 @@ def focal_of(fov: float, width: int) -> float:
     return 0.5 * width / math.tan(math.radians(fov) / 2)
 
 
-def depth_of(disparity: np.ndarray, focal: float, baseline: float) -> np.ndarray:
+def depth_of(disparity: np.ndarray, focal: float, baseline: float, offset: float = 0.0) -> np.ndarray:
     """Disparity (H, W) in pixels -> z-depth in the baseline's unit, inf where nothing is seen to move.
 
-    focal: in pixels. baseline: distance of the cameras.
+    focal: in pixels. baseline: distance of the cameras. offset: by how many pixels the right principal point lies
+    farther right than the left one.
     """
-    ahead = disparity > 0
-    return np.where(ahead, focal * baseline / np.where(ahead, disparity, 1), np.inf).astype(np.float32)
+    moved = disparity + offset
+    return np.where(moved > 0, focal * baseline / np.where(moved > 0, moved, 1), np.inf).astype(np.float32)
 
 
-def colored_points(depth: np.ndarray, image: np.ndarray, focal: float, farthest: float) -> tuple[Tensor, Tensor]:
+def colored_points(
+    depth: np.ndarray, image: np.ndarray, focal: float, farthest: float, center: tuple[float, float] | None = None
+) -> tuple[Tensor, Tensor]:
     """z-depth (H, W) and its image, uint8 (H, W, 3) -> points (N, 3) of the left camera, x right, y down, z forward,
-    and their colors (N, 3); what is farther than `farthest` is left out."""
+    and their colors (N, 3); what is farther than `farthest` is left out. center: the principal point, x and y in
+    pixels, by default the middle."""
     height, width = depth.shape
-    camera = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], dtype=torch.float32)
+    x, y = center or (width / 2, height / 2)
+    camera = torch.tensor([[focal, 0, x], [0, focal, y], [0, 0, 1]], dtype=torch.float32)
     near = torch.from_numpy(np.isfinite(depth) & (depth <= farthest))
     points = unproject(torch.from_numpy(np.where(np.isfinite(depth), depth, 0).astype(np.float32)), camera)
     return points[near], torch.from_numpy(np.ascontiguousarray(image))[near]

@@ -26,7 +26,7 @@ _FLOW = dict(tile_size=(320, 384), tile_overlap=0.9, tile_confidence="conf_expsi
 _FLOW_KITTI = {**_FLOW, "tile_size": (352, 1216), "tile_overlap": 0.99}
 
 _NANO_HEAD = dict(layer_dims=(32, 48, 64, 96), feature_dim=64, last_dim=32, unit=8.0)
-_NANO_STEREO = {**_STEREO, "tile_size": (96, 192), "tile_overlap": 0.7, "photo_scale": 0.5}
+_NANO_STEREO = {**_STEREO, "tile_size": (96, 192), "tile_overlap": 0.7, "photo_scale": 0.6}
 _NANO_FLOW = {**_FLOW, "tile_size": (128, 128), "tile_overlap": 0.7, "photo_scale": 0.5}
 
 _TABLES = "tables of other papers and leaderboards; not checked against CroCo v2's paper"
@@ -215,7 +215,7 @@ CROCO_DENSE = (
     ),
     Variant(
         architecture="croco_nano_patch8_dec128d4_stereo",
-        tag="",
+        tag="scenes",
         family="croco",
         form="dense",
         description="CroCo-Stereo in small: a CPU can run it, and a GPU train it in minutes",
@@ -224,7 +224,10 @@ CROCO_DENSE = (
         license="Apache-2.0",
         paper=_NANO.paper,
         input_size=(3, 96, 192),
+        sources=(Source("package", "croco_nano_patch8_dec128d4_stereo.scenes.safetensors", layout="zoo"),),
         recipe="croco_nano_stereo",
+        training="Fine-tuned on rectified procedural scenes, photos of scikit-image on half of their surfaces, from "
+        "the small CroCo that `croco_nano_rich` trains on such scenes.",
     ),
     Variant(
         architecture="croco_nano_patch8_dec128d4_flow",

@@ -30,8 +30,8 @@ from torch import Tensor
 from zoo.colors import disparity_colors, error_colors
 from zoo.demo import stereo_pair
 from zoo.evaluate.pairs import HELD_OUT_SEED
-from zoo.evaluate.sgbm import SETTINGS, semi_global_matching
 from zoo.pictures import Panel, draw_panels
+from zoo.sgbm import SETTINGS, semi_global_matching
 from zoo.train.data.sources import make_source
 from zoo.train.engine import train
 from zoo.train.objectives.dense_metrics import SetMetrics
@@ -230,9 +230,20 @@ def _maps(disparities: Any) -> Tensor:
     return torch.from_numpy(np.stack(disparities))[:, None]
 
 
-@torch.inference_mode()
 def measure(net: Any, plan: Plan) -> tuple[dict[str, Any], np.ndarray]:
     """Figures of the held-out scenes and, at each of `SCALES`, of the photo; and the photo's map at the best."""
+    photo = stereo_pair()
+    by_scale, maps = {}, {}
+    for scale in SCALES:
+        maps[scale] = net.predict(photo.left, photo.right, scale=scale, tile=plan.image_size, overlap=0.5).disparity
+        by_scale[f"{scale:g}"] = photo_figures(maps[scale])
+    best = min(SCALES, key=lambda scale: by_scale[f"{scale:g}"]["L1err"])
+    return dict(scenes=scene_figures(net, plan), photo=by_scale), maps[best]
+
+
+@torch.inference_mode()
+def scene_figures(net: Any, plan: Plan) -> dict[str, float]:
+    """Figures over all pixels of the held-out scenes."""
     scenes = held_out_scenes(plan)
     mean, std = (torch.tensor(net.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
     device = next(net.parameters()).device
@@ -245,13 +256,7 @@ def measure(net: Any, plan: Plan) -> tuple[dict[str, Any], np.ndarray]:
         ]
         found = net(*(image.to(device) for image in images))[:, :1].float().cpu()
         metrics.add(found, _maps([sample["disparity"] for sample in batch]))
-    photo = stereo_pair()
-    by_scale, maps = {}, {}
-    for scale in SCALES:
-        maps[scale] = net.predict(photo.left, photo.right, scale=scale, tile=plan.image_size, overlap=0.5).disparity
-        by_scale[f"{scale:g}"] = photo_figures(maps[scale])
-    best = min(SCALES, key=lambda scale: by_scale[f"{scale:g}"]["L1err"])
-    return dict(scenes=_figures(metrics), photo=by_scale), maps[best]
+    return _figures(metrics)
 
 
 def photo_figures(disparity: np.ndarray) -> dict[str, float]:

@@ -19,7 +19,7 @@ def semi_global_matching(left: np.ndarray, right: np.ndarray, disparities: int =
         import cv2
     except ImportError as error:
         raise DataError(
-            "Semi-global matching needs OpenCV; install it with pip install 'pretext-zoo[eval]'."
+            "Semi-global matching needs OpenCV; install it with pip install 'pretext-zoo[demo]'."
         ) from error
     block, channels = 3, 3
     matcher = cv2.StereoSGBM.create(
