@@ -29,7 +29,7 @@ import torch
 from safetensors import safe_open
 
 from zoo.catalog import Variant
-from zoo.demo import run_demo, stereo_pair
+from zoo.demo import show_pair, stereo_pair
 from zoo.evaluate import stereo_ordering
 from zoo.evaluate.pairs import HELD_OUT_SEED, load_subject
 from zoo.evaluate.pictures import draw_learning
@@ -140,7 +140,7 @@ def main() -> None:
         return
     what, picture = ("points", "depths.png") if variant.form == "pointmaps" else ("pairs", "scenes.png")
     if variant.form != "pointmaps":
-        run_demo(pictures, variant.name)
+        show_pair(pictures, variant.name)
         draw_learning(load_subject(variant.name), pictures)
     command = [sys.executable, "-m", "zoo.cli", "eval", what, variant.name]
     subprocess.run([*command, "--output", str(evaluation), "--picture", str(pictures / picture)], check=True)

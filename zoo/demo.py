@@ -75,8 +75,14 @@ class Matches(NamedTuple):
 
 
 def run_demo(folder: str | Path = "demo", model: str = DEFAULT_PAIR, weights: str | Path | None = None) -> list[Path]:
-    """Complete, show features of, and match a stereo pair; from its disparity make a map, a colored point cloud and a
-    view of that. Writes five PNG files and a PLY into `folder` and returns them.
+    """`show_pair`, and what the small stereo model makes of the same photos: a map of disparity, a colored point cloud
+    and views of that. Writes five PNG files and a PLY into `folder` and returns them.
+    """
+    return [*show_pair(folder, model, weights), *_show_stereo(stereo_pair(), Path(folder))]
+
+
+def show_pair(folder: str | Path, model: str = DEFAULT_PAIR, weights: str | Path | None = None) -> list[Path]:
+    """Complete, show features of, and match a stereo pair; write three PNG files into `folder` and return them.
 
     model: any binocular variant of the zoo. weights: a file to use in place of the published ones.
     Prints shapes, seconds and the weights' source. Raises UnknownVariantError for a model of another form,
@@ -99,9 +105,10 @@ def run_demo(folder: str | Path = "demo", model: str = DEFAULT_PAIR, weights: st
         views, disparity = _large_views(net, pair)
         encoded = _show_features(net, views, paths[1])
         _show_matches(net, views, encoded, disparity, paths[2])
-    return [*paths, *_show_stereo(pair, Path(folder))]
+    return paths
 
 
+@torch.inference_mode()
 def _show_stereo(pair: StereoPair, folder: Path) -> list[Path]:
     """The small stereo model's disparity beside semi-global matching's, and its points, from a turned view."""
     start = time.perf_counter()

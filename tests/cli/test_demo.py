@@ -23,13 +23,18 @@ NANO = "croco_nano_patch8_64_dec128d4"
 def test_demo_with_packaged_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = run_demo(tmp_path / "demo")
     assert sorted((tmp_path / "demo").iterdir()) == sorted(paths)
+    (cloud,) = (path for path in paths if path.suffix == ".ply")
+    assert cloud.read_bytes().startswith(b"ply") and cloud.stat().st_size > 1_000_000
     for path in paths:
+        if path == cloud:
+            continue
         image = np.asarray(Image.open(path).convert("RGB"))
-        assert min(image.shape[:2]) > 700
+        assert min(image.shape[:2]) > 400
         assert image.std() > 40  # something is on it
     told = capsys.readouterr().out
     assert "2.9 M parameters, from package" in told
     assert "encoder (2, 3072, 192)" in told
+    assert "disparity and points" in told
     share = float(told.split(" patches matched, ")[1].partition("%")[0])
     assert share > 80
 
