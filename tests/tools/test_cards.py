@@ -241,7 +241,8 @@ def test_readme_table_replaces_what_is_between_its_markers() -> None:
     text = f"before\n{make_cards.BEGIN}\nold\n{make_cards.END}\nafter\n"
     made = make_cards.readme(text)
     assert made.startswith("before\n") and made.endswith("\nafter\n") and "old" not in made
-    assert all(f"| [`{variant.name}`](model_cards/{variant.name}.md) |" in made for variant in VARIANTS)
+    assert all(f"\n| {variant.family} |" in made for variant in VARIANTS)
+    assert all(f"| [`{variant.name}`]({variant.name}.md) |" in make_cards.index() for variant in VARIANTS)
     assert make_cards.readme(made) == made
     assert make_cards.readme("no markers\n") == "no markers\n"
 
