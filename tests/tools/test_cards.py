@@ -34,7 +34,7 @@ from zoo.train.recipe import load_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-NANO = find_variant("croco_nano_patch8_64_dec128d4.scenes_far")
+NANO = find_variant("croco_nano_patch8_64_dec128d4.scenes_rich")
 
 
 def load_tool(name: str) -> ModuleType:
@@ -174,7 +174,7 @@ def test_bundled_weights_say_how_they_were_made(
 ) -> None:
     text = sections.card(NANO)
     for piece in (
-        "zoo train croco_nano_far",
+        "zoo train croco_nano_rich",
         "1.4 hours",
         "1.5000, 1.2500",
         "0.5123",
@@ -203,7 +203,7 @@ def test_records_that_are_missing_or_do_not_fit_are_named(write_records: Callabl
         return str(error.value)
 
     write_records(steps=3)
-    assert "training.json: it describes another run than the recipe croco_nano_far" in complaint()
+    assert "training.json: it describes another run than the recipe croco_nano_rich" in complaint()
     write_records(hours=None)
     assert "training.json lacks or misstates" in complaint()
     write_records()
