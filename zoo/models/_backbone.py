@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from zoo.errors import ImageError
 from zoo.layers.positions import Grid
 from zoo.layers.rope import Rope
-from zoo.models._build import ZooModel, init_linear
+from zoo.models._model import ZooModel, init_linear
 
 GlobalPool = Literal["", "avg", "max", "avgmax"]
 

@@ -15,7 +15,7 @@ from zoo.layers.attention import SelfAttention
 from zoo.layers.masking import add_mask_token, patch_loss, random_mask, split_mask, take_tokens
 from zoo.layers.patchify import TARGETS, normalize_patches, patch_statistics, patchify, unpatchify
 from zoo.layers.sincos import SincosPositions
-from zoo.models._build import ZooModel, init_linear
+from zoo.models._model import ZooModel, init_linear
 
 Grid = tuple[int, int]  # rows, columns of patches
 

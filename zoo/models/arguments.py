@@ -126,7 +126,7 @@ def check_arguments(architecture: str, args: Mapping[str, Any], where: str) -> N
 
     architecture: a name of the zoo or of timm, or "create_pair_model". where: what names them, for the error.
     """
-    from zoo.models._build import model_classes  # which checks published arguments with this module
+    from zoo.models._model import model_classes  # which checks published arguments with this module
 
     if not isinstance(args, Mapping):
         raise ArgumentsError(f"{where} has model arguments that are no mapping of names to values; correct them.")
@@ -169,7 +169,7 @@ def check_config(cfg: Mapping[str, Any], where: str) -> None:
 @cache
 def _constructor_arguments() -> frozenset[str]:
     """What any class of the zoo is made with; whether it is this one, its constructor tells."""
-    from zoo.models._build import model_classes  # which checks published arguments with this module
+    from zoo.models._model import model_classes  # which checks published arguments with this module
 
     parents = {parent for model_cls in model_classes().values() for parent in model_cls.__mro__}
     constructors = [parent.__init__ for parent in parents if parent.__module__.startswith("zoo.")]  # type: ignore[misc]

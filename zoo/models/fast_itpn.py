@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from zoo.layers.patchify import patch_linear
 from zoo.layers.positions import LearnedPositions
 from zoo.models._backbone import GlobalPool
-from zoo.models._build import init_linear, register_family
+from zoo.models._build import register_family
 from zoo.models._hierarchical import FRESH_NORM, STAGES, HierarchicalBackbone, level_info
+from zoo.models._model import init_linear
 from zoo.weights import Checkpoint, Drop, KeyRules, Rename
 
 __all__ = ["FastITPN"]

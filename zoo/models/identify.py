@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zoo.catalog import VARIANTS, Variant
 from zoo.errors import ZooError
-from zoo.models._build import ZooModel, model_class
+from zoo.models._model import ZooModel, model_class
 from zoo.weights import Checkpoint, without_prefixes
 
 _MAX_TENSORS = 2000  # of a checkpoint that is looked at; the largest of the zoo have 1100

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from zoo.layers.masking import block_mask, split_mask, take_tokens
 from zoo.layers.positions import Grid
 from zoo.layers.relative import RelativeBias
-from zoo.models._build import ZooModel, init_linear, register_family
+from zoo.models._build import register_family
 from zoo.models._hierarchical import FRESH_NORM, STAGES, level_info
 from zoo.models._masked import MaskedAutoencoder, PixelDecoder, check_images, check_mask
+from zoo.models._model import ZooModel, init_linear
 from zoo.models.hivit import (
     FRESH_BIAS,
     Block,

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from zoo.layers.dpt import DPTHead
 from zoo.layers.precision import without_autocast
 from zoo.layers.rope import rope_on
-from zoo.models._build import ZooModel, init_linear, register_family
+from zoo.models._build import register_family
 from zoo.models._masked import Grid, check_pair
+from zoo.models._model import ZooModel, init_linear
 from zoo.models._photos import PhotoFit, fit_photo
 from zoo.models._reference_settings import check_settings, reference_settings_of
 from zoo.models.croco import CrocoEncoder, CrossBlock

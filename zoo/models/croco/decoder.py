@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from zoo.layers.masking import add_mask_token, take_tokens
 from zoo.layers.rope import rope_on
 from zoo.layers.sincos import SincosPositions
-from zoo.models._build import init_linear
 from zoo.models._masked import Grid
+from zoo.models._model import init_linear
 from zoo.models.croco.blocks import Block, CrossBlock, LayerNorm, PosEmbed, check_head_dim
 
 

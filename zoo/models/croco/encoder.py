@@ -12,7 +12,7 @@ from zoo.layers.masking import take_tokens
 from zoo.layers.rope import Rope, gather_rope, rope_on
 from zoo.layers.sincos import SincosPositions
 from zoo.models._backbone import Backbone, GlobalPool, check_pool
-from zoo.models._build import init_linear
+from zoo.models._model import init_linear
 from zoo.models.croco.blocks import Block, LayerNorm, PosEmbed, check_head_dim
 from zoo.weights import Drop, KeyRules, Rename
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoo.models._build import init_linear
 from zoo.models._masked import MaskedAutoencoder, PixelDecoder
+from zoo.models._model import init_linear
 from zoo.models.croco.encoder import CrocoEncoder
 
 
