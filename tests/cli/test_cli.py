@@ -64,7 +64,7 @@ def test_light_commands_import_neither_torch_nor_timm(args: list[str]) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout and not done.stderr
     # the processor's seconds, not the clock's: other processes may keep this one waiting
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0, "with torch it is over two"
 
 
 def test_module_is_a_command() -> None:

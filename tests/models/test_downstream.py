@@ -55,7 +55,7 @@ def test_transformers(published: Any) -> None:
     for place in (REPO, str(folder)):
         tokens, vector = example.extract(place, photo)
         torch.testing.assert_close((tokens, vector), expected)
-    for name in (f"{NANO}.scenes_far", f"hf-hub:{REPO}"):
+    for name in (f"{NANO}.scenes_rich", f"hf-hub:{REPO}"):
         found = example.maps(name, images)
         assert len(found) == 2
         torch.testing.assert_close(found[1], last)
@@ -63,7 +63,7 @@ def test_transformers(published: Any) -> None:
     from transformers import AutoBackbone, AutoModelForImageClassification, TimmWrapperModel
 
     # a name that the Hub does not know is timm's
-    network = AutoBackbone.from_pretrained(f"{NANO}.scenes_far", out_indices=(1, 3), img_size=(96, 128))
+    network = AutoBackbone.from_pretrained(f"{NANO}.scenes_rich", out_indices=(1, 3), img_size=(96, 128))
     assert network.channels == [192, 192] and len(network(images).feature_maps) == 2
     hidden = TimmWrapperModel.from_pretrained(REPO)(images, output_hidden_states=True).hidden_states
     torch.testing.assert_close(hidden[-1], last)
@@ -73,13 +73,13 @@ def test_transformers(published: Any) -> None:
 
 def test_segmentation(published: Any) -> None:
     example = load_example("segmentation")
-    for name in (f"{NANO}.scenes_far", f"hf-hub:{REPO}"):
+    for name in (f"{NANO}.scenes_rich", f"hf-hub:{REPO}"):
         model = example.make_model(name)
         weights = published[0].state_dict()
         assert all(torch.equal(value, weights[key]) for key, value in model.encoder.model.state_dict().items())
         assert model(torch.zeros(1, 3, 64, 96)).shape == (1, 1, 64, 96)
     torch.manual_seed(0)
-    losses = example.train(example.make_model(f"{NANO}.scenes_far"), steps=12)
+    losses = example.train(example.make_model(f"{NANO}.scenes_rich"), steps=12)
     assert sum(losses[-3:]) / 3 < 0.8 * sum(losses[:3]) / 3
 
 

@@ -322,7 +322,7 @@ def test_pair_lists(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"pairs\.txt"):
         ImagePairs(tmp_path / "empty")
     (tmp_path / "empty" / "pairs.txt").write_text("a b\na b c\n")
-    with pytest.raises(DataError, match="Entry 2"):
+    with pytest.raises(DataError, match="Line 2"):
         ImagePairs(tmp_path / "empty")
     (tmp_path / "empty" / "a").write_text("no image")
     with pytest.raises(ImageError, match="not an image"):
@@ -340,9 +340,9 @@ def test_training_on_photos(photos: Path, tmp_path: Path) -> None:
     assert make_plan(recipe, 6).steps == 2
     train(recipe, tmp_path / "run", workers=0, progress=False)
     assert len(weights_of(tmp_path / "run")) > 10
-    too_large = tiny(data=recipe.data, **{"objective.crop": 96, "model_args.img_size": 96})
+    too_large = tiny(data=recipe.data, **{"model_args.img_size": [64, 128]})
     for workers in (0, 1):  # a worker's traceback is left out
-        with pytest.raises(DataError, match=r"^A training image of 70x80 pixels is smaller than the crop"):
+        with pytest.raises(DataError, match=r"^A training image of 73x83 pixels is smaller than the crop of 64x128"):
             train(too_large, tmp_path / "b", workers=workers, progress=False)
 
 

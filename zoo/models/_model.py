@@ -318,7 +318,7 @@ def check_model_state(
         weights.check_state(state, expected, name=name, path=checkpoint.path)
     except CheckpointMismatchError as error:
         other = _recognize(checkpoint, model_cls)
-        if other is None or other == name:
+        if other is None or other.partition(".")[0] == name.partition(".")[0]:  # of it, and yet it doesn't fit
             raise
         raise CheckpointMismatchError(
             f"{checkpoint.path} is no checkpoint of {name} but one of {other}. Load it as that, or look for the right "

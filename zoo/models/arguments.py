@@ -86,7 +86,7 @@ ARGUMENTS: dict[str, Check] = {
     **dict.fromkeys(("drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"), _RATE),
     **dict.fromkeys(("pos_drop_rate", "patch_drop_rate"), _RATE),  # of timm's ViTs, under `create_pair_model`
     **dict.fromkeys(("qkv_bias", "rel_pos", "norm_memory", "norm_target", "completes", "stretch_masked"), _YES_NO),
-    **dict.fromkeys(("freeze_encoder", "dynamic_img_size", "mlp", "zero_init_last"), _YES_NO),
+    **dict.fromkeys(("freeze_encoder", "dynamic_img_size", "head_norm", "mlp", "zero_init_last"), _YES_NO),
     **dict.fromkeys(("class_token", "no_embed_class", "qk_norm", "pre_norm", "final_norm", "fc_norm"), _YES_NO),
     "reg_tokens": _whole(0, 64),
     "global_pool": _one_of("", "avg", "max", "avgmax", "token", "map"),
@@ -95,6 +95,7 @@ ARGUMENTS: dict[str, Check] = {
     "decoder_block": _one_of("cross", "cat"),
     "head_type": _one_of("linear", "dpt", "catmlp+dpt"),
     "features": _one_of("pyramid", "dense", "stages"),
+    "norm_layer": _one_of("batchnorm2d", "frozenbatchnorm2d", "groupnorm", "groupnorm1", "layernorm2d"),  # timm's names
     "rope_base": _number(1, 1e6),
     "init_values": _number(0, 100),
     "feature_weight": _number(0, 1e6),

@@ -129,7 +129,8 @@ def show_batch(recipe: Recipe, samples: int = 4) -> Figure:
         model = make_model(replace(recipe, init=""))
     objective = make_objective(recipe, source, model)
     curriculum = make_curriculum(recipe, source, objective)
-    sampler = StepSampler(len(source), samples, recipe.seed, 0, 1, 1, 0, 1)
+    order = getattr(source, "order", None)
+    sampler = StepSampler(len(source), samples, recipe.seed, 0, 1, 1, 0, 1, order)
     ((*keys,),) = sampler
     loader = make_loader(source, objective.transform, sampler, workers=0, pin_memory=False, curriculum=curriculum)
     with Batches(loader) as batches:

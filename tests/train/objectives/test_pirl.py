@@ -17,7 +17,7 @@ from torch import Tensor
 from tests.support.two_processes import ROOT, in_two_processes
 from tests.train.test_training import weights_of
 from zoo.errors import RecipeError
-from zoo.train import build, engine
+from zoo.train import build
 from zoo.train.build import make_source
 from zoo.train.engine import train
 from zoo.train.objectives import pirl
@@ -169,12 +169,12 @@ def test_normalizer_is_fixed_once_and_kept(tmp_path: Path) -> None:
 def one_step(folder: Path, rank: int = 0) -> None:
     """A step of SGD with learning rate 1; its change of the weights is the gradient. Every process's bank is kept."""
     made = []
-    make = engine.make_objective
-    engine.make_objective = lambda *args: made.append(make(*args)) or made[-1]
+    make = build.make_objective
+    build.make_objective = lambda *args: made.append(make(*args)) or made[-1]
     try:
         train(tiny(**{"objective.loss": "nce"}), folder, workers=0, progress=False)
     finally:
-        engine.make_objective = make
+        build.make_objective = make
     state = dict(bank=made[0].bank.vectors, normalizer=made[0].normalizer)
     torch.save({key: value.clone() for key, value in state.items()}, folder / f"bank{rank}.pt")
 
