@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import Run
@@ -36,7 +37,8 @@ def test_pirl_run(zoo: Run, tmp_path: Path) -> None:
     state = load_file(checkpoint)
     bank = -torch.nn.functional.normalize(view.detach()).repeat(24, 1)
     bank[7] *= -1
-    metadata = {"run": "{}"}
+    with safe_open(checkpoint, "pt") as file:
+        metadata = file.metadata()
     save_file(state | {"objective.bank.vectors": bank}, checkpoint, metadata)
     assert pretext.evaluate(run, 24)["own_image_nearest"] == pytest.approx(1 / 24)
 
