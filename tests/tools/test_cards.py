@@ -224,7 +224,9 @@ def test_a_second_run_must_give_the_same_losses(tmp_path: Path) -> None:
     def run(name: str, losses: list[float], **changes: Any) -> Path:
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(load_recipe(NANO.recipe, changes).to_dict()), "utf-8")
+        (folder / "recipe.yaml").write_text(
+            yaml.safe_dump(load_recipe(NANO.recipe, {"log_steps": 1} | changes).to_dict()), "utf-8"
+        )
         rows = [json.dumps(dict(step=step, loss=loss)) for step, loss in enumerate(losses, 1)]
         (folder / "log.jsonl").write_text("\n".join(rows) + "\n", "utf-8")
         return folder

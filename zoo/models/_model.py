@@ -318,7 +318,8 @@ def check_model_state(
         weights.check_state(state, expected, name=name, path=checkpoint.path)
     except CheckpointMismatchError as error:
         other = _recognize(checkpoint, model_cls)
-        if other is None or other.partition(".")[0] == name.partition(".")[0]:  # of it, and yet it doesn't fit
+        same = {key: value.shape for key, value in state.items()} == {k: v.shape for k, v in expected.items()}
+        if other is None or other == name or same:  # of it, and of other types
             raise
         raise CheckpointMismatchError(
             f"{checkpoint.path} is no checkpoint of {name} but one of {other}. Load it as that, or look for the right "
