@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from zoo.catalog import VARIANTS, Source, Variant
 from zoo.errors import CorruptWeightsError, StorageError, ZooError
@@ -67,13 +67,19 @@ def mirror(
         threading.Thread(target=work, daemon=True).start()
     try:
         for _ in variants:
-            result = results.get()
+            result = _wait(results)
             if isinstance(result, Exception):
                 raise result
             _write_index(folder, variants)
             yield result
     finally:
         waiting.clear()
+
+
+def _wait(results: SimpleQueue[Mirrored | Exception]) -> Mirrored | Exception:
+    while True:  # in turns of a second: a Ctrl-C that comes just before the wait begins does not end it
+        with suppress(Empty):
+            return results.get(timeout=1.0)
 
 
 def _mirror_one(folder: Path, variant: Variant, fetch: Callable[[str], Path]) -> Mirrored:
