@@ -22,7 +22,6 @@ from torch import Tensor
 from zoo.layers.masking import patch_loss, split_mask, take_tokens
 from zoo.layers.patchify import normalize_patches, patchify
 from zoo.models import ZooModel
-from zoo.models._masked import MaskedAutoencoder
 from zoo.models.convmae import ConvMAE, ConvMAEPretraining
 from zoo.models.croco import CrocoEncoder, DensePairModel, PairModel
 from zoo.models.fast_itpn import FastITPN
@@ -30,9 +29,15 @@ from zoo.models.hivit import HiViT, HiViTMAE
 from zoo.models.itpn import ITPN, ITPNClip, ITPNPixel
 from zoo.models.pointmaps import PointmapModel
 from zoo.models.resnet import JigsawClusteringHeads, JigsawClusteringModel
-from zoo.train.objectives.jigsaw_clustering import cluster_loss, quarter_boxes, shuffle
-from zoo.train.objectives.pirl import Pirl
-from zoo.train.objectives.pointmap_losses import confidence_loss, point_distances, regression_loss, to_first_camera
+from zoo.models.shared.masked import MaskedAutoencoder
+from zoo.train.objectives.dense.pointmap_losses import (
+    confidence_loss,
+    point_distances,
+    regression_loss,
+    to_first_camera,
+)
+from zoo.train.objectives.jigsaw.clustering import cluster_loss, quarter_boxes, shuffle
+from zoo.train.objectives.jigsaw.pirl import Pirl
 from zoo.weights import Checkpoint
 
 

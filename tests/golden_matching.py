@@ -15,10 +15,10 @@ from tests.golden_cases import dense_model, load_weights, pair_args, part_of
 from zoo.models.croco import PairModel
 from zoo.train.build import make_optimizer
 from zoo.train.objectives.cross_view import CrossViewCompletion
-from zoo.train.objectives.dense_losses import LOSSES
-from zoo.train.objectives.dense_metrics import SetMetrics, batch_metrics
+from zoo.train.objectives.dense.losses import LOSSES
+from zoo.train.objectives.dense.metrics import SetMetrics, batch_metrics
+from zoo.train.objectives.dense.stereo_flow import Flow, Stereo
 from zoo.train.objectives.objective import Objective
-from zoo.train.objectives.stereo_flow import Flow, Stereo
 from zoo.train.recipe import Recipe, parse_recipe
 from zoo.train.schedule import make_plan
 

@@ -35,8 +35,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import zoo  # noqa: F401  (registers the models)
 from zoo.layers.masking import random_mask, take_tokens
 from zoo.scenes import SceneConfig, sample_scene
-from zoo.scenes import render_torch as scenes_torch
 from zoo.scenes.render import render_views
+from zoo.scenes.torch import render as scenes_torch
 from zoo.weights import files, save_safetensors
 
 THREADS = 2
@@ -350,7 +350,7 @@ def bench_pirl_loss(repeats: int, images: int) -> dict[str, Any]:
         import json, torch, torch.nn.functional as F
         from functools import partial
         from tools.bench import compare
-        from zoo.train.objectives.pirl import bank_loss, nce
+        from zoo.train.objectives.jigsaw.pirl import bank_loss, nce
         torch.set_num_threads({THREADS})
         bank = torch.rand({images}, 128).sub_(0.5)
         F.normalize(bank, out=bank)  # in place, so that making it doesn't need more than what is measured

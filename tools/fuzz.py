@@ -49,10 +49,10 @@ def _read_pickle(content: bytes) -> None:
     """As data.pkl of a zip file, without the file: all of it is fuzz."""
     import torch
 
-    from zoo.weights.pickles import Grammar, read_pickle
-    from zoo.weights.rebuild import FUNCTIONS, PRICES, VALUES, Storage
-    from zoo.weights.tape import Budget
-    from zoo.weights.unpickle import find_state_dict
+    from zoo.weights.reading.pickles import Grammar, read_pickle
+    from zoo.weights.reading.rebuild import FUNCTIONS, PRICES, VALUES, Storage
+    from zoo.weights.reading.tape import Budget
+    from zoo.weights.reading.unpickle import find_state_dict
 
     grammar = Grammar("fuzz", FUNCTIONS, PRICES, VALUES, lambda _: Storage(torch.UntypedStorage(64), torch.float32))
     buffer = mmap.mmap(-1, max(1, len(content)))
@@ -100,8 +100,8 @@ def _recipe() -> Callable[[bytes], None]:
 def _config() -> Callable[[bytes], None]:
     """Model arguments of a repository's config.json, a constructor call beside weights, a record."""
     from zoo.errors import CorruptWeightsError
-    from zoo.models._reference_settings import parse_constructor
-    from zoo.models.arguments import check_arguments
+    from zoo.models.making.arguments import check_arguments
+    from zoo.models.making.reference_settings import parse_constructor
     from zoo.weights import files
 
     def read(path: Path) -> None:
@@ -127,8 +127,8 @@ INSTRUMENTED = {
     "pickle": ["zoo.weights"],
     "file": ["zoo.weights"],
     "header": ["zoo.weights"],
-    "recipe": ["zoo.train.recipe", "zoo.train.plain_yaml", "zoo.models.arguments"],
-    "config": ["zoo.weights.files", "zoo.models.arguments", "zoo.models._reference_settings"],
+    "recipe": ["zoo.train.recipe", "zoo.train.plain_yaml", "zoo.models.making.arguments"],
+    "config": ["zoo.weights.files", "zoo.models.making.arguments", "zoo.models.making.reference_settings"],
 }
 
 

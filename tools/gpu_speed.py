@@ -24,10 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.golden_cases import compute, read_case
 from tools.gpu import ROOT, Lab, rows_of
 from zoo.layers.masking import take_tokens
-from zoo.models.compiling import compile_blocks
+from zoo.models.making.compiling import compile_blocks
 from zoo.scenes import SceneConfig, sample_scene
-from zoo.scenes.draw_torch import draw_scenes
-from zoo.scenes.render_torch import SceneBatch, draw_batch, render_in_torch, render_views_in_torch
+from zoo.scenes.torch.draw import draw_scenes
+from zoo.scenes.torch.render import SceneBatch, draw_batch, render_in_torch, render_views_in_torch
 from zoo.train import build
 from zoo.train.data.loading import StepSampler, make_loader
 from zoo.train.recipe import Recipe, load_recipe

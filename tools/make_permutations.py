@@ -1,6 +1,6 @@
 """Make the permutations that Jigsaw tells apart: 10,000 of the 9! orders of nine patches, far from each other.
 
-    python tools/make_permutations.py [--count N] [-o zoo/train/objectives/permutations.npy]
+    python tools/make_permutations.py [--count N] [-o zoo/train/objectives/jigsaw/permutations.npy]
 
 One greedy sequence serves every size of the set, since its beginnings are the smaller sets: each next permutation
 has the largest possible Hamming distance to the nearest one before it; among those, the largest total distance to
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 PATCHES = 9
-OUTPUT = Path(__file__).resolve().parents[1] / "zoo" / "train" / "objectives" / "permutations.npy"
+OUTPUT = Path(__file__).resolve().parents[1] / "zoo" / "train" / "objectives" / "jigsaw" / "permutations.npy"
 
 
 def make_permutations(count: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from bundle import training_record
 from safetensors.torch import load_file
 
 from zoo import pictures
-from zoo.models._masked import MaskedAutoencoder
+from zoo.models.shared.masked import MaskedAutoencoder
 from zoo.train import build
 from zoo.train.recipe import Recipe, load_recipe
 

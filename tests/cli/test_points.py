@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from zoo import geometry, points
-from zoo.models._photos import PhotoFit
 from zoo.models.pointmaps import Prediction
+from zoo.models.shared.photos import PhotoFit
 from zoo.scenes import SceneConfig, ScenePairs
 from zoo.weights import save_safetensors
 

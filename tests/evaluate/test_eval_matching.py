@@ -15,7 +15,7 @@ from zoo.errors import DataError
 from zoo.evaluate.matching import evaluate, parse_wish, print_result, published
 from zoo.models.croco import DensePairModel
 from zoo.sgbm import fill_from_background
-from zoo.train.data.matching_pairs import MatchingPairs
+from zoo.train.data.matching.pairs import MatchingPairs
 
 NORMAL = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 

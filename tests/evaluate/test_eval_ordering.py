@@ -15,7 +15,7 @@ from tests.conftest import Run
 from zoo import evaluate
 from zoo.evaluate import ordering as tool
 from zoo.scenes import SceneConfig
-from zoo.scenes.render_torch import draw_batch, render
+from zoo.scenes.torch.render import draw_batch, render
 from zoo.train.recipe import load_recipe
 
 CONFIG = SceneConfig(displacement=(0.03, 0.18), texture_scale=(0.5, 1.5))

@@ -11,7 +11,7 @@ import torch
 
 from zoo.catalog import VARIANTS
 from zoo.errors import ArgumentsError, RecipeError
-from zoo.models.arguments import check_arguments
+from zoo.models.making.arguments import check_arguments
 from zoo.train.build import make_model
 from zoo.train.recipe import load_recipe
 from zoo.weights import save_safetensors

@@ -13,8 +13,8 @@ from torch import nn
 import zoo
 from zoo.catalog import VARIANTS
 from zoo.errors import ImageError
-from zoo.models._hierarchical import HierarchicalBackbone
-from zoo.models._masked import MaskedAutoencoder
+from zoo.models.shared.hierarchical import HierarchicalBackbone
+from zoo.models.shared.masked import MaskedAutoencoder
 
 ARCHITECTURES = {variant.architecture: variant for variant in reversed(VARIANTS) if "depths" in variant.args}
 BACKBONES = [name for name, variant in ARCHITECTURES.items() if variant.form == "encoder"]

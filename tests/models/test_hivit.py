@@ -16,7 +16,7 @@ from torch._subclasses import FakeTensorMode
 import zoo  # noqa: F401  (registers the models)
 from zoo.errors import ImageError
 from zoo.layers.masking import random_mask, split_mask, take_tokens
-from zoo.layers.relative import RelativeBias
+from zoo.layers.positions.relative import RelativeBias
 from zoo.layers.remember import once_a_grid
 from zoo.models.hivit import HiViT, HiViTMAE
 

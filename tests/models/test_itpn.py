@@ -16,7 +16,7 @@ from torch import Tensor
 import zoo  # noqa: F401  (registers the models)
 from zoo.errors import ImageError
 from zoo.layers.masking import block_mask, random_mask, split_mask, take_tokens
-from zoo.layers.positions import stretch_table
+from zoo.layers.positions.tables import stretch_table
 from zoo.models.itpn import ITPN, ITPNClip, ITPNEma, ITPNPixel, Pyramid
 from zoo.weights import save_safetensors
 

@@ -18,7 +18,7 @@ import zoo
 from tests.golden_cases import read_case
 from zoo.catalog import VARIANTS
 from zoo.errors import CheckpointMismatchError, CorruptWeightsError, ImageError
-from zoo.models._reference_settings import parse_constructor
+from zoo.models.making.reference_settings import parse_constructor
 from zoo.models.pointmaps import MatchingPointmaps, PointmapModel, Pointmaps
 from zoo.weights import Checkpoint, save_safetensors
 

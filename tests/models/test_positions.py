@@ -11,10 +11,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zoo.errors import CheckpointMismatchError
-from zoo.layers.positions import LearnedPositions, resample_table, stretch_table
-from zoo.layers.relative import RelativeBias
-from zoo.layers.rope import rope_on, rope_table
-from zoo.layers.sincos import SincosPositions, sincos_table
+from zoo.layers.positions.relative import RelativeBias
+from zoo.layers.positions.rope import rope_on, rope_table
+from zoo.layers.positions.sincos import SincosPositions, sincos_table
+from zoo.layers.positions.tables import LearnedPositions, resample_table, stretch_table
 from zoo.models import ZooModel
 from zoo.weights import Checkpoint, save_safetensors
 

@@ -16,8 +16,8 @@ from tests.published.files import entry_of, evidence, save_sparse, write_file
 from tests.support.checkpoints import FileServer
 from zoo.catalog import VARIANTS, Source, Variant
 from zoo.errors import WeightsUnavailableError
-from zoo.models._masked import MaskedAutoencoder
 from zoo.models.itpn import ITPNClip
+from zoo.models.shared.masked import MaskedAutoencoder
 from zoo.weights import authors, cached_path, files, sources
 from zoo.weights import download as download_module
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from zoo.scenes import SceneConfig, ScenePairs
-from zoo.scenes.device import NumberedScenes
-from zoo.scenes.draw_torch import draw_scenes
-from zoo.scenes.random_torch import Draws
-from zoo.scenes.render_torch import SceneBatch, draw_batch, render
+from zoo.scenes.torch.draw import draw_scenes
+from zoo.scenes.torch.pairs import NumberedScenes
+from zoo.scenes.torch.random import Draws
+from zoo.scenes.torch.render import SceneBatch, draw_batch, render
 
 CONFIG = SceneConfig(image_size=32)
 

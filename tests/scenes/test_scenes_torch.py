@@ -12,8 +12,8 @@ from torch import Tensor
 
 from zoo.errors import RecipeError
 from zoo.scenes import SceneConfig, SceneImages, ScenePairs, render_pair
-from zoo.scenes.device import DrawnScenes, NumberedScenes
-from zoo.scenes.render_torch import (
+from zoo.scenes.torch.pairs import DrawnScenes, NumberedScenes
+from zoo.scenes.torch.render import (
     SceneBatch,
     ScenePairBatch,
     draw_batch,

@@ -30,7 +30,7 @@ def main(url: str) -> None:
     timm.create_model(NAME)  # one import of torch, and of what else is needed, for all
     for _ in range(8):
         if os.fork() == 0:
-            with patch("zoo.models._build.find_variant", return_value=variant):
+            with patch("zoo.models.making.build.find_variant", return_value=variant):
                 model = timm.create_model(NAME, pretrained=True)
             os.write(1, f"{digest(model)}\n".encode())  # in one piece
             os._exit(0)

@@ -76,7 +76,7 @@ def test_picture_is_of_the_first_samples() -> None:
         return draw_panels([[Panel(sample["image"] / 255)] for sample in samples], "", "")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zoo.train.objectives.jigsaw.Jigsaw.show", note)
+        patch.setattr("zoo.train.objectives.jigsaw.jigsaw.Jigsaw.show", note)
         preview.show_batch(recipe, samples=3)
     (samples, batch) = seen[0]
     source = build.make_source(recipe)

@@ -14,10 +14,11 @@ from torch import nn
 
 from tests.conftest import Run
 from zoo.errors import RecipeError
-from zoo.models.compiling import compile_blocks
-from zoo.train import build, speed
+from zoo.models.making.compiling import compile_blocks
+from zoo.train import build
 from zoo.train.data.loading import StepSampler, make_loader, to_device
 from zoo.train.engine import train
+from zoo.train.machines import speed
 from zoo.train.objectives.objective import Objective
 from zoo.train.recipe import Recipe, load_recipe
 from zoo.train.run import read_log

@@ -23,7 +23,7 @@ from tests.support.checkpoints import (
 )
 from zoo.errors import CorruptWeightsError, WeightsUnavailableError
 from zoo.weights import read_checkpoint, save_safetensors
-from zoo.weights.pickles import Placeholder
+from zoo.weights.reading.pickles import Placeholder
 
 LEGACY = {"_use_new_zipfile_serialization": False}
 CONTAINERS = pytest.mark.parametrize("options", [{}, LEGACY], ids=["zip", "legacy"])

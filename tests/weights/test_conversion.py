@@ -12,7 +12,7 @@ from torch import Tensor
 
 import zoo
 from zoo.errors import CheckpointMismatchError
-from zoo.layers.sincos import sincos_table
+from zoo.layers.positions.sincos import sincos_table
 from zoo.models import ZooModel
 from zoo.weights import Checkpoint, save_safetensors
 

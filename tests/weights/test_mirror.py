@@ -160,7 +160,7 @@ def nano(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module
     lost = variant_of(Source("url", server.url + "/lost.pth"), name="croco_lost")
     monkeypatch.setattr(cli.weights, "VARIANTS", (*published.values(), lost))
     known = {variant.name: variant for variant in published.values()} | {lost.name: lost} | published
-    monkeypatch.setattr("zoo.models._build.find_variant", known.__getitem__)
+    monkeypatch.setattr("zoo.models.making.build.find_variant", known.__getitem__)
     return pair
 
 

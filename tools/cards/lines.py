@@ -9,9 +9,9 @@ import timm
 import torch
 
 from zoo.catalog import Variant
-from zoo.models._masked import MaskedAutoencoder
 from zoo.models.itpn import ITPNClip
 from zoo.models.resnet import JigsawClusteringModel, JigsawModel
+from zoo.models.shared.masked import MaskedAutoencoder
 
 
 @cache

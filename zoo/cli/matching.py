@@ -72,7 +72,7 @@ def stereo(
 
     from zoo.geometry.clouds import write_ply
     from zoo.matching import colored_points, depth_of, draw_stereo, focal_of
-    from zoo.train.data.maps import read_truth, write_map
+    from zoo.train.data.matching.maps import read_truth, write_map
 
     jobs, many = _jobs(left, right, truth)
     if (points is not None or depth is not None) and focal is None and fov is None:
@@ -121,7 +121,7 @@ def flow(
     Example: zoo flow frame1.png frame2.png -o flow.png --save flow.flo
     """
     from zoo.matching import draw_flow
-    from zoo.train.data.maps import read_truth, write_map
+    from zoo.train.data.matching.maps import read_truth, write_map
 
     jobs, many = _jobs(image1, image2, truth)
     net = load_matcher(model, "flow")
@@ -171,7 +171,7 @@ def _predict(net: Any, job: Job, scale: float | None, overlap: float | None, til
 
 def _jobs(first: Path, second: Path | None, truth: Path | None) -> tuple[list[Job], bool]:
     """What is asked for, and whether it is many pairs."""
-    from zoo.train.data.matching_pairs import read_list
+    from zoo.train.data.matching.pairs import read_list
 
     if second is None:
         if not first.is_file():

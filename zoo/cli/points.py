@@ -39,7 +39,7 @@ def points(
     from zoo.geometry import write_glb, write_ply
     from zoo.pictures import save_figure
     from zoo.points import draw, reconstruct
-    from zoo.train.data.maps import write_map
+    from zoo.train.data.matching.maps import write_map
 
     variant = find_variant(model)
     if variant.form != "pointmaps":

@@ -94,7 +94,7 @@ def export(
 
 def _model_args(architecture: str, about: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
     """What a file says that its model was made with; ArgumentsError for what it may not say."""
-    from zoo.models.arguments import check_arguments
+    from zoo.models.making.arguments import check_arguments
 
     try:
         args = json.loads(about.get("model_args", "{}"))

@@ -24,9 +24,9 @@ from zoo.catalog import VARIANTS
 from zoo.errors import DataError
 from zoo.matching import draw_flow, draw_stereo
 from zoo.pictures import save_figure
-from zoo.train.data.matching import TRUTHS
-from zoo.train.data.matching_pairs import MatchingPairs
-from zoo.train.objectives.dense_metrics import SetMetrics, batch_metrics
+from zoo.train.data.matching.augment import TRUTHS
+from zoo.train.data.matching.pairs import MatchingPairs
+from zoo.train.objectives.dense.metrics import SetMetrics, batch_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -45,8 +45,8 @@ from zoo.evaluate.pairs import BATCH, HELD_OUT_SEED, match_hits, scene_pairs
 from zoo.layers.patchify import patchify, unpatchify
 from zoo.models.croco import PairModel
 from zoo.scenes import Scene, SceneConfig, sample_scene
-from zoo.scenes.draw_torch import draw_scenes
-from zoo.scenes.render_torch import draw_batch, render, render_views, stack_scenes
+from zoo.scenes.torch.draw import draw_scenes
+from zoo.scenes.torch.render import draw_batch, render, render_views, stack_scenes
 from zoo.train import engine
 from zoo.train.curriculum import scaled
 from zoo.train.data.sources import make_source

@@ -34,7 +34,7 @@ from zoo.pictures import Panel, draw_panels
 from zoo.sgbm import SETTINGS, semi_global_matching
 from zoo.train.data.sources import make_source
 from zoo.train.engine import train
-from zoo.train.objectives.dense_metrics import SetMetrics
+from zoo.train.objectives.dense.metrics import SetMetrics
 from zoo.train.recipe import Recipe, load_recipe
 from zoo.train.run import read_log
 from zoo.weights import save_safetensors

@@ -6,7 +6,7 @@ from timm.layers import use_fused_attn
 from torch import Tensor, nn
 
 from zoo.layers.masking import take_tokens
-from zoo.layers.rope import Rope, apply_rope
+from zoo.layers.positions.rope import Rope, apply_rope
 
 
 class _Attention(nn.Module):

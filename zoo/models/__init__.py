@@ -1,9 +1,9 @@
 """The model families, one file each; importing this package registers every architecture with timm."""
 
 from zoo.models import convmae, croco, fast_itpn, hivit, itpn, pointmaps, resnet
-from zoo.models._build import convert_checkpoint, fetch
-from zoo.models._model import ZooModel
-from zoo.models.ancestry import Ancestor
+from zoo.models.making.ancestry import Ancestor
+from zoo.models.making.build import convert_checkpoint, fetch
+from zoo.models.shared.model import ZooModel
 
 __all__ = [
     "Ancestor",

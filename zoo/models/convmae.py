@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from zoo.layers.masking import take_tokens
 from zoo.layers.patchify import patch_linear, patchify
-from zoo.layers.positions import LearnedPositions
-from zoo.layers.sincos import SincosPositions
-from zoo.models._backbone import GlobalPool
-from zoo.models._build import register_family
-from zoo.models._hierarchical import FRESH_NORM, PATCH, STAGES, HierarchicalBackbone, level_info
-from zoo.models._masked import Grid, MaskedAutoencoder, PixelDecoder
-from zoo.models._model import init_linear
+from zoo.layers.positions.sincos import SincosPositions
+from zoo.layers.positions.tables import LearnedPositions
+from zoo.models.making.build import register_family
+from zoo.models.shared.backbone import GlobalPool
+from zoo.models.shared.hierarchical import FRESH_NORM, PATCH, STAGES, HierarchicalBackbone, level_info
+from zoo.models.shared.masked import Grid, MaskedAutoencoder, PixelDecoder
+from zoo.models.shared.model import init_linear
 from zoo.weights import Drop, KeyRules, Rename
 
 __all__ = ["ConvMAE", "ConvMAEPretraining", "VisiblePatches"]

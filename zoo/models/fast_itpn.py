@@ -17,11 +17,11 @@ from timm.models.eva import EvaBlock
 from torch import Tensor, nn
 
 from zoo.layers.patchify import patch_linear
-from zoo.layers.positions import LearnedPositions
-from zoo.models._backbone import GlobalPool
-from zoo.models._build import register_family
-from zoo.models._hierarchical import FRESH_NORM, STAGES, HierarchicalBackbone, level_info
-from zoo.models._model import init_linear
+from zoo.layers.positions.tables import LearnedPositions
+from zoo.models.making.build import register_family
+from zoo.models.shared.backbone import GlobalPool
+from zoo.models.shared.hierarchical import FRESH_NORM, STAGES, HierarchicalBackbone, level_info
+from zoo.models.shared.model import init_linear
 from zoo.weights import Checkpoint, Drop, KeyRules, Rename
 
 __all__ = ["FastITPN"]

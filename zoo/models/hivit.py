@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from zoo.layers.attention import SelfAttention
 from zoo.layers.masking import take_tokens
-from zoo.layers.positions import Grid, LearnedPositions, stretch_table
-from zoo.layers.relative import Relative, RelativeBias, relative_index, relative_on
-from zoo.layers.sincos import sincos_table
-from zoo.models._backbone import GlobalPool
-from zoo.models._build import register_family
-from zoo.models._hierarchical import FRESH_NORM, STAGES, HierarchicalBackbone, level_info
-from zoo.models._masked import MaskedAutoencoder, PixelDecoder
-from zoo.models._model import init_linear
+from zoo.layers.positions.relative import Relative, RelativeBias, relative_index, relative_on
+from zoo.layers.positions.sincos import sincos_table
+from zoo.layers.positions.tables import Grid, LearnedPositions, stretch_table
+from zoo.models.making.build import register_family
+from zoo.models.shared.backbone import GlobalPool
+from zoo.models.shared.hierarchical import FRESH_NORM, STAGES, HierarchicalBackbone, level_info
+from zoo.models.shared.masked import MaskedAutoencoder, PixelDecoder
+from zoo.models.shared.model import init_linear
 from zoo.weights import Drop, Fresh, KeyRules, Rename
 
 __all__ = ["HiViT", "HiViTMAE"]

@@ -24,14 +24,14 @@ from timm.models import checkpoint
 from torch import Tensor, nn
 
 from zoo.layers.dpt import DPTHead
+from zoo.layers.positions.rope import rope_on
 from zoo.layers.precision import without_autocast
-from zoo.layers.rope import rope_on
-from zoo.models._build import register_family
-from zoo.models._masked import Grid, check_pair
-from zoo.models._model import ZooModel, init_linear
-from zoo.models._photos import PhotoFit, fit_photo
-from zoo.models._reference_settings import check_settings, reference_settings_of
 from zoo.models.croco import CrocoEncoder, CrossBlock
+from zoo.models.making.build import register_family
+from zoo.models.making.reference_settings import check_settings, reference_settings_of
+from zoo.models.shared.masked import Grid, check_pair
+from zoo.models.shared.model import ZooModel, init_linear
+from zoo.models.shared.photos import PhotoFit, fit_photo
 from zoo.weights import Alias, Checkpoint, Drop, KeyRules, Rename
 
 _logger = logging.getLogger("zoo")

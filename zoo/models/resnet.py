@@ -14,8 +14,8 @@ from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 
 from zoo.layers.unused import with_unused
-from zoo.models._build import register_family
-from zoo.models._model import ZooModel
+from zoo.models.making.build import register_family
+from zoo.models.shared.model import ZooModel
 from zoo.weights import Drop, Fresh, KeyRules, Rename
 
 _CFG = dict(fixed_input_size=False, pool_size=(7, 7), interpolation="bilinear", crop_pct=0.875)

@@ -11,7 +11,7 @@ from zoo import pictures
 from zoo.catalog import Variant
 from zoo.demo import stereo_pair
 from zoo.errors import DataError
-from zoo.models._masked import PatchPredictor
+from zoo.models.shared.masked import PatchPredictor
 from zoo.publish.folder import COMPLETION, FEATURES
 from zoo.scenes import SceneConfig, ScenePairs
 

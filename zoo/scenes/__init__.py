@@ -4,7 +4,7 @@ Textured rooms with boxes and balls, seen by two cameras. Rendered pairs come wi
 and a pair is a pure function of (seed, index), so any worker, rank or resumed run finds the same one.
 
 `sample_scene` draws every random number of a pair into a few arrays of fixed size; `render` is plain array mathematics
-on them (analytic ray casting, textures in closed form), so the batched port in `zoo.scenes.render_torch`, the only part
+on them (analytic ray casting, textures in closed form), so the batched port in `zoo.scenes.torch.render`, the only part
 that needs torch, is of the latter alone.
 
 Conventions. World and cameras: x right, y down, z forward; world points X, camera points `camera @ X`. Lengths are in

@@ -19,24 +19,24 @@ from torch import nn
 from zoo.errors import ArgumentsError, RecipeError, ZooError
 from zoo.lookup import find_variant
 from zoo.models import fetch
-from zoo.models.arguments import check_arguments
 from zoo.models.croco import create_pair_model
+from zoo.models.making.arguments import check_arguments
 from zoo.train.curriculum import Curriculum
 from zoo.train.data import sources
 from zoo.train.extensions import UNFIT, fitting, is_extension, load_class
-from zoo.train.objectives.classify import Classification, LinearProbe
+from zoo.train.machines.speed import set_up
 from zoo.train.objectives.cross_view import CrossViewCompletion
-from zoo.train.objectives.jigsaw import Jigsaw
-from zoo.train.objectives.jigsaw_clustering import JigsawClustering
-from zoo.train.objectives.linear_heads import LinearHeads
+from zoo.train.objectives.dense.pointmaps import Pointmaps
+from zoo.train.objectives.dense.stereo_flow import Flow, Stereo
+from zoo.train.objectives.jigsaw.clustering import JigsawClustering
+from zoo.train.objectives.jigsaw.jigsaw import Jigsaw
+from zoo.train.objectives.jigsaw.pirl import Pirl
+from zoo.train.objectives.labels.classify import Classification, LinearProbe
+from zoo.train.objectives.labels.linear_heads import LinearHeads
 from zoo.train.objectives.masked import MaskedFeatureModeling, MaskedImageModeling, MaskedTokenModeling
 from zoo.train.objectives.objective import Objective
-from zoo.train.objectives.pirl import Pirl
-from zoo.train.objectives.pointmaps import Pointmaps
-from zoo.train.objectives.stereo_flow import Flow, Stereo
 from zoo.train.recipe import Recipe, checked
 from zoo.train.schedule import Plan, make_plan
-from zoo.train.speed import set_up
 from zoo.train.validate import check_validation
 
 OBJECTIVES: dict[str, type[Objective]] = {

@@ -18,11 +18,11 @@ from accelerate.state import AcceleratorState
 from zoo.errors import TrainingError
 from zoo.train.build import Parts, make_parts
 from zoo.train.data.loading import Batches, StepSampler, make_loader, to_device
+from zoo.train.machines.sharding import plugin_of, prepare
+from zoo.train.machines.stopping import StopSignal
 from zoo.train.recipe import Recipe
 from zoo.train.reports import Reports
 from zoo.train.run import Run
-from zoo.train.sharding import plugin_of, prepare
-from zoo.train.stopping import StopSignal
 from zoo.train.validate import validate
 
 

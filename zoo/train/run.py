@@ -23,10 +23,10 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from zoo.errors import CorruptWeightsError, DivergedError, StorageError, TrainingError, ZooError
+from zoo.train.machines.sharding import all_finite, whole
 from zoo.train.plain_yaml import check_plain
 from zoo.train.recipe import Recipe, parse_recipe
 from zoo.train.schedule import Plan
-from zoo.train.sharding import all_finite, whole
 from zoo.weights import files, save_safetensors
 from zoo.weights.files import write_json
 

@@ -37,7 +37,7 @@ from zoo.weights import files
 from zoo.weights.authors import fetch_from_authors
 from zoo.weights.download import download, download_from_drive
 from zoo.weights.hub import HUB_FILENAME, check_arrived, hub_file
-from zoo.weights.unpickle import Checkpoint, read_checkpoint
+from zoo.weights.reading.unpickle import Checkpoint, read_checkpoint
 
 _logger = logging.getLogger("zoo")
 

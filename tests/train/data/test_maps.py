@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from zoo.errors import DataError
-from zoo.train.data.maps import read_truth, write_map
+from zoo.train.data.matching.maps import read_truth, write_map
 
 RNG = np.random.default_rng(0)
 DISPARITY = (RNG.random((7, 11)) * 60 + 1).astype(np.float32)

@@ -8,7 +8,7 @@ import torch
 from torchvision.transforms.v2 import functional as reference
 
 from zoo.errors import DataError
-from zoo.train.data.matching import (
+from zoo.train.data.matching.augment import (
     FLOW_COLORS,
     STEREO_COLORS,
     MatchingTransform,

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.matching_sets import SIZE, image, pfm, write_flow, write_stereo
 from zoo.errors import DataError
-from zoo.train.data.matching_pairs import MatchingPairs, parse_mix
+from zoo.train.data.matching.pairs import MatchingPairs, parse_mix
 
 STEREO = {  # pairs of each split in the small copies
     "sceneflow:train_all": 6,

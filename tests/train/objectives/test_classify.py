@@ -19,7 +19,7 @@ from zoo.train.build import make_model, make_objective, make_optimizer, make_sou
 from zoo.train.data import shards as shards_module
 from zoo.train.data.sources import make_source as source_of
 from zoo.train.engine import train
-from zoo.train.objectives.classify import Classification, LinearProbe
+from zoo.train.objectives.labels.classify import Classification, LinearProbe
 from zoo.train.recipe import Recipe, load_recipe
 from zoo.train.run import Run, read_log
 from zoo.train.schedule import make_plan

@@ -21,11 +21,11 @@ from zoo.evaluate.pretext import evaluate
 from zoo.models.resnet import JigsawClusteringModel
 from zoo.train import build, engine, run
 from zoo.train.data import loading
-from zoo.train.objectives import permutations as permutations_module
-from zoo.train.objectives.jigsaw import PuzzleTransform
-from zoo.train.objectives.jigsaw_clustering import QuarterTransform, cluster_loss, shuffle
+from zoo.train.objectives.jigsaw import permutations as permutations_module
+from zoo.train.objectives.jigsaw.clustering import QuarterTransform, cluster_loss, shuffle
+from zoo.train.objectives.jigsaw.jigsaw import PuzzleTransform
+from zoo.train.objectives.jigsaw.permutations import read_permutations
 from zoo.train.objectives.objective import Objective
-from zoo.train.objectives.permutations import read_permutations
 from zoo.train.recipe import Recipe, load_recipe
 
 NARROW = dict(channels=(4, 4, 4, 8), dim=8)

@@ -20,8 +20,17 @@ from zoo.errors import RecipeError
 from zoo.train import build
 from zoo.train.build import make_source
 from zoo.train.engine import train
-from zoo.train.objectives import pirl
-from zoo.train.objectives.pirl import MemoryBank, Pirl, PirlTransform, bank_loss, draw_negatives, infonce, mean_exp, nce
+from zoo.train.objectives.jigsaw import pirl
+from zoo.train.objectives.jigsaw.pirl import (
+    MemoryBank,
+    Pirl,
+    PirlTransform,
+    bank_loss,
+    draw_negatives,
+    infonce,
+    mean_exp,
+    nce,
+)
 from zoo.train.recipe import Recipe, load_recipe
 from zoo.train.run import read_log
 
@@ -91,7 +100,7 @@ def test_loss_and_gradient(loss: str, dense: int, monkeypatch: pytest.MonkeyPatc
 
 MEMORY = """
 import torch
-from zoo.train.objectives.pirl import bank_loss, nce
+from zoo.train.objectives.jigsaw.pirl import bank_loss, nce
 from functools import partial
 def peak():  # of this program; what getrusage says begins with the process that started it
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024

@@ -14,8 +14,8 @@ from tests.train.data.test_posed import write
 from zoo.errors import RecipeError
 from zoo.train.build import make_objective, make_source
 from zoo.train.engine import train
-from zoo.train.objectives.pointmap_losses import confidence_loss, point_distances, regression_loss, scales
-from zoo.train.objectives.pointmaps import Pointmaps
+from zoo.train.objectives.dense.pointmap_losses import confidence_loss, point_distances, regression_loss, scales
+from zoo.train.objectives.dense.pointmaps import Pointmaps
 from zoo.train.recipe import load_recipe
 from zoo.train.run import read_log
 

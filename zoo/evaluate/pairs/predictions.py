@@ -11,7 +11,7 @@ from torch import Tensor
 from zoo.evaluate.pairs.sets import Pairs
 from zoo.layers.masking import take_tokens
 from zoo.layers.patchify import patch_statistics, patchify, unpatchify
-from zoo.layers.rope import apply_rope
+from zoo.layers.positions.rope import apply_rope
 from zoo.models.croco import CrossBlock, PairModel
 
 

@@ -6,8 +6,6 @@ The encoder is a one-image timm backbone; `PairModel` is encoder + two-image dec
 VisionTransformer; `DensePairModel` adds a DPT head.
 """
 
-from zoo.models._build import register_family
-from zoo.models._masked import Completion
 from zoo.models.croco.any_pair import TimmEncoder, create_pair_model
 from zoo.models.croco.blocks import Block, CrossBlock
 from zoo.models.croco.decoder import Decoder
@@ -15,6 +13,8 @@ from zoo.models.croco.dense import DensePairModel, dpt_hooks
 from zoo.models.croco.encoder import CrocoEncoder
 from zoo.models.croco.mae import CrocoMAE
 from zoo.models.croco.pair import PairModel
+from zoo.models.making.build import register_family
+from zoo.models.shared.masked import Completion
 
 __all__ = [
     "Block",

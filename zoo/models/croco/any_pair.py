@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from zoo.errors import ArgumentsError, UnknownVariantError, UnsuitableModelError
 from zoo.layers.masking import take_tokens
-from zoo.models._backbone import image_grid
-from zoo.models._masked import Grid
 from zoo.models.croco.blocks import PosEmbed
 from zoo.models.croco.encoder import CrocoEncoder
 from zoo.models.croco.pair import PairModel
+from zoo.models.shared.backbone import image_grid
+from zoo.models.shared.masked import Grid
 
 _SERVED = (
     "choose one of timm's VisionTransformer (ViT, DeiT, MAE, DINO, CLIP, SigLIP...), of timm's Eva (EVA, DINOv3), "

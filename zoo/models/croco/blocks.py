@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from zoo.layers.attention import CrossAttention, SelfAttention
 from zoo.layers.masking import take_tokens
-from zoo.layers.rope import Rope
+from zoo.layers.positions.rope import Rope
 
 PosEmbed = Literal["sincos", "rope"]
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)

@@ -10,11 +10,11 @@ from timm.models import checkpoint
 from torch import Tensor, nn
 
 from zoo.layers.masking import add_mask_token, take_tokens
-from zoo.layers.rope import rope_on
-from zoo.layers.sincos import SincosPositions
-from zoo.models._masked import Grid
-from zoo.models._model import init_linear
+from zoo.layers.positions.rope import rope_on
+from zoo.layers.positions.sincos import SincosPositions
 from zoo.models.croco.blocks import Block, CrossBlock, LayerNorm, PosEmbed, check_head_dim
+from zoo.models.shared.masked import Grid
+from zoo.models.shared.model import init_linear
 
 
 class Decoder(nn.Module):

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from zoo.errors import ImageError
 from zoo.layers.dpt import DPTHead
-from zoo.models._masked import Grid
 from zoo.models.croco.pair import PairModel, pair_rules
 from zoo.models.croco.predict import FlowPrediction, StereoPrediction, predict_pair
 from zoo.models.croco.tiles import (
@@ -26,6 +25,7 @@ from zoo.models.croco.tiles import (
     tile_starts,
     tile_weight,
 )
+from zoo.models.shared.masked import Grid
 from zoo.weights import Alias, Checkpoint, Drop, KeyRules, Rename
 
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from zoo.errors import ImageError
 from zoo.layers.masking import take_tokens
-from zoo.layers.rope import Rope, gather_rope, rope_on
-from zoo.layers.sincos import SincosPositions
-from zoo.models._backbone import Backbone, GlobalPool, check_pool
-from zoo.models._model import init_linear
+from zoo.layers.positions.rope import Rope, gather_rope, rope_on
+from zoo.layers.positions.sincos import SincosPositions
 from zoo.models.croco.blocks import Block, LayerNorm, PosEmbed, check_head_dim
+from zoo.models.shared.backbone import Backbone, GlobalPool, check_pool
+from zoo.models.shared.model import init_linear
 from zoo.weights import Drop, KeyRules, Rename
 
 torch.fx.wrap("rope_on")  # of the traced image's size

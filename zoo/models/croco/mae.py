@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoo.models._masked import MaskedAutoencoder, PixelDecoder
-from zoo.models._model import init_linear
 from zoo.models.croco.encoder import CrocoEncoder
+from zoo.models.shared.masked import MaskedAutoencoder, PixelDecoder
+from zoo.models.shared.model import init_linear
 
 
 class CrocoMAE(MaskedAutoencoder):

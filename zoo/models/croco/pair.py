@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from zoo.layers.masking import split_mask, take_tokens
 from zoo.layers.unused import with_unused
-from zoo.models._masked import Completion, Grid, PatchPredictor, adapt_pixel_head, check_mask, check_pair
-from zoo.models._model import init_linear
 from zoo.models.croco.blocks import PosEmbed
 from zoo.models.croco.decoder import Decoder
 from zoo.models.croco.encoder import CrocoEncoder
+from zoo.models.shared.masked import Completion, Grid, PatchPredictor, adapt_pixel_head, check_mask, check_pair
+from zoo.models.shared.model import init_linear
 from zoo.weights import Alias, Drop, KeyRules, Rename
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import ImageError
-from zoo.models._masked import Grid
+from zoo.models.shared.masked import Grid
 
 STEREO_CONFIDENCE = "conf_expsigmoid_15_3"
 FLOW_CONFIDENCE = "conf_expsigmoid_10_5"

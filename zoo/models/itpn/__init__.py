@@ -5,10 +5,10 @@ masked autoencoder on all levels), `ITPNClip` (predicts a teacher's tokens) and 
 that a moving average of the model itself has on every level).
 """
 
-from zoo.models._build import register_family
 from zoo.models.itpn.backbone import ITPN, Pyramid
 from zoo.models.itpn.clip import ITPNClip, TokenPrediction
 from zoo.models.itpn.pixel import ITPNEma, ITPNPixel
+from zoo.models.making.build import register_family
 
 __all__ = ["ITPN", "ITPNClip", "ITPNEma", "ITPNPixel", "Pyramid", "TokenPrediction"]
 

@@ -6,8 +6,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from zoo.models._hierarchical import FRESH_NORM, STAGES, level_info
-from zoo.models._model import init_linear
 from zoo.models.hivit import (
     FRESH_BIAS,
     HiViT,
@@ -18,6 +16,8 @@ from zoo.models.hivit import (
     to_map,
     trunk_rules,
 )
+from zoo.models.shared.hierarchical import FRESH_NORM, STAGES, level_info
+from zoo.models.shared.model import init_linear
 from zoo.weights import Checkpoint, Drop, KeyRules, Rename
 
 Features = Literal["pyramid", "dense", "stages"]

@@ -7,10 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.masking import block_mask
-from zoo.layers.positions import Grid
-from zoo.layers.relative import RelativeBias
-from zoo.models._masked import check_images, check_mask
-from zoo.models._model import ZooModel, init_linear
+from zoo.layers.positions.relative import RelativeBias
+from zoo.layers.positions.tables import Grid
 from zoo.models.hivit import (
     Block,
     LayerNorm,
@@ -18,6 +16,8 @@ from zoo.models.hivit import (
 )
 from zoo.models.itpn.backbone import FPN_DIM, ITPN, pyramid_rules, size_of
 from zoo.models.itpn.pixel import LevelEmbed, level_embed_rules
+from zoo.models.shared.masked import check_images, check_mask
+from zoo.models.shared.model import ZooModel, init_linear
 from zoo.weights import Drop, KeyRules, Rename
 
 

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.masking import split_mask, take_tokens
-from zoo.models._masked import MaskedAutoencoder, PixelDecoder, check_mask
-from zoo.models._model import init_linear
 from zoo.models.hivit import (
     LayerNorm,
     decoder_rules,
     trunk_rules,
 )
 from zoo.models.itpn.backbone import FPN_DIM, ITPN, pyramid_rules
+from zoo.models.shared.masked import MaskedAutoencoder, PixelDecoder, check_mask
+from zoo.models.shared.model import init_linear
 from zoo.weights import KeyRules, Rename
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import DataError
-from zoo.models.arguments import MAX_CLASSES
+from zoo.models.making.arguments import MAX_CLASSES
 from zoo.photos import read_image
 
 

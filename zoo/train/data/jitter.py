@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoo.scenes.random_torch import Draws
+from zoo.scenes.torch.random import Draws
 
 _CONTRAST, _SATURATION = 1, 2  # 0 is brightness
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.errors import RecipeError, TrainingError, ZooError
-from zoo.scenes.device import DrawnScenes, NumberedScenes
-from zoo.scenes.random_torch import mixed
+from zoo.scenes.torch.pairs import DrawnScenes, NumberedScenes
+from zoo.scenes.torch.random import mixed
 from zoo.train.curriculum import Curriculum
 
 ENDLESS = 2**62

@@ -21,7 +21,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from zoo.errors import DataError
-from zoo.models.arguments import MAX_CLASSES
+from zoo.models.making.arguments import MAX_CLASSES
 from zoo.photos import MAX_BYTES, read_image
 from zoo.weights import cache_dir, files, save_safetensors
 

@@ -11,14 +11,14 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from zoo.errors import RecipeError
-from zoo.models.arguments import MAX_SIDE
+from zoo.models.making.arguments import MAX_SIDE
 from zoo.scenes import SceneConfig, SceneImages, ScenePairs
-from zoo.scenes.device import DrawnScenes, NumberedScenes
+from zoo.scenes.torch.pairs import DrawnScenes, NumberedScenes
 from zoo.train.data.folder import ImageFolder
 from zoo.train.data.hub import HubImages
 from zoo.train.data.loading import ENDLESS
-from zoo.train.data.matching import TRUTHS
-from zoo.train.data.matching_pairs import MatchingPairs
+from zoo.train.data.matching.augment import TRUTHS
+from zoo.train.data.matching.pairs import MatchingPairs
 from zoo.train.data.pairs import ImagePairs
 from zoo.train.data.patterns import PatternImages
 from zoo.train.data.posed import PosedPairs

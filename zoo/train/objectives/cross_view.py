@@ -19,8 +19,8 @@ from zoo.layers.masking import num_hidden, random_order
 from zoo.layers.patchify import TARGETS
 from zoo.models.croco import PairModel
 from zoo.pictures import draw_images, hide
-from zoo.scenes.device import DrawnScenes
-from zoo.scenes.random_torch import Draws
+from zoo.scenes.torch.pairs import DrawnScenes
+from zoo.scenes.torch.random import Draws
 from zoo.train.data.jitter import color_jitter, draw_jitter, draw_jitters
 from zoo.train.objectives.objective import Objective, as_pixels
 

@@ -14,11 +14,11 @@ from torchvision.transforms import v2 as transforms
 
 from zoo.errors import RecipeError
 from zoo.layers.masking import block_mask, num_hidden, random_mask
-from zoo.models._masked import MaskedAutoencoder
 from zoo.models.itpn import ITPNClip, ITPNEma
+from zoo.models.shared.masked import MaskedAutoencoder
 from zoo.pictures import draw_images, hide
-from zoo.scenes.device import DrawnScenes
-from zoo.scenes.random_torch import Draws
+from zoo.scenes.torch.pairs import DrawnScenes
+from zoo.scenes.torch.random import Draws
 from zoo.train.objectives.objective import Objective, as_pixels
 from zoo.train.objectives.teachers import make_teacher
 

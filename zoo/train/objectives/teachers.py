@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import Normalize
 
 from zoo.errors import RecipeError
-from zoo.layers.positions import Grid
+from zoo.layers.positions.tables import Grid
 
 
 class Teacher(nn.Module):

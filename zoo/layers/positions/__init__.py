@@ -1,0 +1,1 @@
+"""Positions of patches: sin-cos and learned tables, rotary embeddings, relative bias."""

@@ -1,0 +1,1 @@
+"""What a checkpoint is: recognized by its tensors, and told to people."""

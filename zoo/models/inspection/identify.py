@@ -1,0 +1,198 @@
+"""What a checkpoint is: which architectures of the zoo its tensors are those of, exactly or in part."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache
+from inspect import signature
+from typing import Any
+
+from timm.models import create_model
+from torch import Tensor
+
+from zoo.catalog import VARIANTS, Variant
+from zoo.errors import ZooError
+from zoo.models.shared.model import ZooModel, model_class
+from zoo.weights import Checkpoint, without_prefixes
+
+_MAX_TENSORS = 2000  # of a checkpoint that is looked at; the largest of the zoo have 1100
+_ALIKE = 0.5  # share of names that a checkpoint must have in common with a class's to be compared with all of it
+
+
+@dataclass(frozen=True)
+class Match:
+    """An architecture that a checkpoint is of.
+
+    variant: the first of its variants with these tensors. variants: all of them.
+    args: what the file decides of the constructor's arguments, such as num_classes.
+    left_out: parts of the file that the architecture does not take, with the reason. missing: parts of the
+    architecture that the file does not have. prefix: what stands in front of all names.
+    """
+
+    variant: str
+    variants: tuple[str, ...]
+    architecture: str
+    args: dict[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The architecture that an unknown checkpoint is most like, and the first names that differ."""
+
+    architecture: str
+    share: float
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    other_shapes: tuple[str, ...]
+
+
+def identify(checkpoint: Checkpoint) -> tuple[list[Match], Nearest | None]:
+    """All architectures that a checkpoint is of, the most exact first; if there are none, the one it is most like."""
+    matches: list[Match] = []
+    nearest: Nearest | None = None
+    if not 0 < len(checkpoint.tensors) <= _MAX_TENSORS:
+        return matches, nearest
+    # shapes tell it all, but for tables of positions, whose values tell their grid
+    shapes = {key: value if "pos" in key else value.to("meta") for key, value in checkpoint.tensors.items()}
+    checkpoint = replace(checkpoint, tensors=shapes)
+    for variants in _candidates(checkpoint):
+        found = _compare(checkpoint, variants)
+        if isinstance(found, Match):
+            matches.append(found)
+        elif found is not None and (nearest is None or found.share > nearest.share):
+            nearest = found
+    matches.sort(key=lambda match: (len(match.missing), len(match.left_out), len(match.args)))
+    return matches, None if matches else nearest
+
+
+def _candidates(checkpoint: Checkpoint) -> Iterator[list[Variant]]:
+    """Variants that are the same network, of all networks whose names are like the checkpoint's."""
+    patterns = [_patterns(tensors) for _, tensors in without_prefixes(checkpoint.tensors)]
+    networks: dict[Any, list[Variant]] = {}
+    for variant in VARIANTS:
+        networks.setdefault((variant.architecture, repr(variant.args), variant.num_classes), []).append(variant)
+    alike: dict[type[ZooModel], bool] = {}
+    size = sum(value.numel() for value in checkpoint.tensors.values())
+    widths = {len(value) for value in checkpoint.tensors.values() if value.ndim == 4}
+    for (first, *_), variants in ((variants, variants) for variants in networks.values()):
+        model_cls = model_class(first.architecture)
+        if model_cls not in alike:
+            own = _patterns_of(model_cls)  # type: ignore[arg-type]
+            alike[model_cls] = any(len(theirs & own) >= _ALIKE * len(theirs) for theirs in patterns) or any(
+                rules.covers(tensors)
+                for rules in model_cls.layouts.values()
+                for _, tensors in without_prefixes(checkpoint.tensors)
+            )
+        if alike[model_cls] and size >= first.parameters // 8 and _has_width(first.args, widths):
+            yield variants
+
+
+def _has_width(args: dict[str, Any], widths: set[int]) -> bool:
+    """Whether a network of these arguments embeds patches to one of the widths; a quick look before it is made."""
+    dim = args.get("embed_dim")
+    if dim is None:
+        return True
+    return bool({dim, dim // 4} & widths) if isinstance(dim, int) else dim[0] in widths
+
+
+def _patterns(names: Iterable[str]) -> set[str]:
+    """Names without the numbers in them, which depend on a model's depth."""
+    return {re.sub(r"\d+", "#", name) for name in names}
+
+
+@cache
+def _patterns_of(model_cls: Any) -> set[str]:
+    smallest = min(
+        (variant for variant in VARIANTS if model_class(variant.architecture) is model_cls),
+        key=lambda variant: variant.parameters,
+    )
+    return _patterns(create_model(smallest.architecture, device="meta").state_dict())
+
+
+def _compare(checkpoint: Checkpoint, variants: list[Variant]) -> Match | Nearest | None:
+    """What a checkpoint is to a network, made as the catalog says or else with a classifier, and with bias tables, if
+    the checkpoint has them; None where it can't even be told."""
+    told = _told(checkpoint, model_class(variants[0].architecture))
+    best = None
+    for args in _arguments(checkpoint, variants[0]):
+        found = _compare_with(checkpoint, variants, told | args)
+        if isinstance(found, Match):
+            return found
+        if found is not None and (best is None or found.share > best.share):
+            best = found
+    return best
+
+
+def _arguments(checkpoint: Checkpoint, variant: Variant) -> Iterator[dict[str, Any]]:
+    yield {}
+    if variant.form != "encoder":
+        return
+    head = next((value for key, value in checkpoint.tensors.items() if re.search(r"(^|\.)head\.weight$", key)), None)
+    if head is not None and head.ndim == 2:
+        yield {"num_classes": len(head)}
+        if any(("rel" in key and "bias_table" in key) or "rel_pos" in key for key in checkpoint.tensors):
+            yield {"num_classes": len(head), "rel_pos": True}
+
+
+def _compare_with(checkpoint: Checkpoint, variants: list[Variant], args: dict[str, Any]) -> Match | Nearest | None:
+    first = variants[0]
+    try:
+        model: Any = create_model(first.name, device="meta", **args)
+        found = model.layout_of(checkpoint)
+        state = model.adapt_state(model.convert(checkpoint))
+    except (ZooError, ValueError, TypeError):
+        return None
+    own = model.state_dict()
+    defaults = {name: parameter.default for name, parameter in signature(type(model)).parameters.items()}
+    decided = {name: value for name, value in args.items() if (defaults | first.args).get(name) != value}
+    if first.form == "encoder":
+        classes = _classes(state, model.head_name)
+        if classes != first.num_classes:
+            decided["num_classes"] = classes
+        else:
+            decided.pop("num_classes", None)
+        own, state = (
+            {k: v for k, v in part.items() if not k.startswith(f"{model.head_name}.")} for part in (own, state)
+        )
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    reshaped = [key for key, value in own.items() if key in state and state[key].shape != value.shape]
+    parts = _whole_parts(missing, own)
+    if unexpected or reshaped or parts is None:
+        share = (len(own) - len(missing) - len(reshaped)) / max(len(own), len(state), 1)
+        shown = [f"{key}: {list(state[key].shape)} where {list(own[key].shape)} is expected" for key in reshaped[:3]]
+        return Nearest(first.architecture, share, tuple(missing[:3]), tuple(unexpected[:3]), tuple(shown))
+    prefix, tensors, rules = found or ("", {}, None)
+    left_out = (
+        () if rules is None else tuple(f"{count} tensors: {why}" for why, count in rules.left_out(tensors).items())
+    )
+    names = tuple(variant.name for variant in variants)
+    return Match(names[0], names, first.architecture, decided, left_out, tuple(parts), prefix)
+
+
+def _told(checkpoint: Checkpoint, model_cls: type[ZooModel]) -> dict[str, Any]:
+    """The arguments of a form that a checkpoint decides."""
+    try:
+        return model_cls.args_from(checkpoint)
+    except (ZooError, ValueError, TypeError, LookupError):
+        return {}
+
+
+def _classes(state: dict[str, Tensor], head: str) -> int:
+    weight = state.get(f"{head}.weight")
+    return 0 if weight is None or weight.ndim != 2 else len(weight)
+
+
+def _whole_parts(missing: list[str], own: dict[str, Tensor]) -> list[str] | None:
+    """The top-level parts that a checkpoint lacks, if it lacks nothing else and has some; else None."""
+    parts = dict.fromkeys(key.partition(".")[0] for key in missing)
+    there = {key.partition(".")[0] for key in own if key not in set(missing)}
+    trunk = {"encoder", "blocks", "stages", "layer1", "patch_embed", "pos_embed"}
+    if not there or there & set(parts) or trunk & set(parts) or (missing and not trunk & there):
+        return None
+    return list(parts)

@@ -1,0 +1,1 @@
+"""Stereo and flow pairs: file formats, public data sets, mixtures, augmentation."""

@@ -1,0 +1,1 @@
+"""Tasks with labels: classification, linear probes and linear heads."""

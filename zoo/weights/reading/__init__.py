@@ -1,0 +1,1 @@
+"""Foreign checkpoints read as data: pickles and zips, bounded, nothing of them is run."""
