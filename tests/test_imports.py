@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ ROOMS = {  # what each room may import of ours, besides itself
     "pictures": {"errors", "layers", "photos"},
     "photos": {"errors"},
     "sgbm": {"errors"},
+    "version": set(),
     "scenes": {"errors", "photos"},
     "train": {
         *("catalog", "colors", "errors", "geometry", "layers", "lookup", "models", "photos", "pictures", "scenes"),
@@ -33,32 +35,30 @@ ROOMS = {  # what each room may import of ours, besides itself
         *("catalog", "colors", "errors", "geometry", "layers", "lookup", "matching", "models", "pictures", "sgbm"),
         "weights",
     },
-    "publish": {"catalog", "errors", "lookup", "weights", "models", "pictures", "scenes", "train", "demo"},
+    "publish": {
+        *("catalog", "demo", "errors", "lookup", "models", "pictures", "scenes", "train", "version", "weights"),
+    },
     "evaluate": {
         *("catalog", "colors", "errors", "geometry", "layers", "lookup", "models", "pictures", "scenes", "weights"),
         *("demo", "matching", "photos", "sgbm", "train"),
     },
     "cli": {
         *("catalog", "colors", "errors", "geometry", "layers", "lookup", "models", "pictures", "scenes", "weights"),
-        *("demo", "evaluate", "matching", "photos", "points", "publish", "train"),
+        *("demo", "evaluate", "matching", "photos", "points", "publish", "train", "version"),
     },
 }
 
 
 def imported(path: Path) -> set[str]:
-    """The rooms of the zoo that a file imports, anywhere in it."""
-    rooms = set()
+    """The modules of the zoo that a file imports, anywhere in it, for types alone too."""
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} imports relatively"
-            names = [
-                f"{node.module}.{alias.name}" if node.module == "zoo" else str(node.module) for alias in node.names
-            ]
-        rooms |= {name.split(".")[1] for name in names if name.startswith("zoo.")}
-    return rooms - {"__version__"}
+            assert node.level == 0 and node.module, f"{path} imports relatively"
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {module for module in modules if module.startswith("zoo.")}
 
 
 def test_every_room_is_listed() -> None:
@@ -71,7 +71,24 @@ def test_import_arrows(room: str) -> None:
     place = ROOT / "zoo" / room
     files = place.rglob("*.py") if place.is_dir() else [place.with_suffix(".py")]
     for path in files:
-        assert imported(path) <= ROOMS[room] | {room}, path
+        assert {module.split(".")[1] for module in imported(path)} <= ROOMS[room] | {room}, path
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent for path in (ROOT / "zoo").rglob("__init__.py")), ids=str)
+def test_no_arrow_runs_back_up(folder: Path) -> None:
+    """Whatever lies side by side in a folder, files and rooms, can be put on floors, each above what it imports."""
+    package = ".".join(folder.relative_to(ROOT).parts)
+    arrows: dict[str, set[str]] = {}
+    for path in folder.rglob("*.py"):
+        inside = path.relative_to(folder)
+        part = inside.parts[0].removesuffix(".py")
+        for module in imported(path):
+            if module.startswith(f"{package}."):
+                name = module.removeprefix(f"{package}.").split(".")[0]
+                there = (folder / name).is_dir() or (folder / f"{name}.py").is_file()
+                arrows.setdefault(part, set()).add(name if there else "__init__")
+    arrows = {part: others - {part} for part, others in arrows.items()}
+    TopologicalSorter(arrows).prepare()  # raises CycleError, which names the circle
 
 
 def test_the_catalog_needs_nothing_but_python() -> None:

@@ -14,7 +14,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from zoo.version import __version__
 
 if TYPE_CHECKING:
     from zoo.lookup import find_variant

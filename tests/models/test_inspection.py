@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tests.weights.test_conversion import reference_checkpoint
 from zoo.errors import CheckpointMismatchError, UnsafeCheckpointError, WeightsUnavailableError
-from zoo.models.inspection.identify import identify
-from zoo.models.inspection.inspect import inspect_checkpoint
+from zoo.models.inspection import inspect_checkpoint
+from zoo.models.shared.identify import identify
 from zoo.weights import Checkpoint, save_safetensors
 
 Zoo = Callable[..., tuple[int, str, str]]

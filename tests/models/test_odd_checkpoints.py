@@ -12,6 +12,7 @@ from torch import Tensor
 from zoo import weights
 from zoo.catalog import VARIANTS
 from zoo.errors import ZooError
+from zoo.models.shared import identify
 from zoo.weights import Checkpoint
 
 SHAPES = [(), (0,), (7,), (0, 3), (5, 5, 3), (2, 3, 0, 5), (1,) * 8]
@@ -25,7 +26,7 @@ for _variant in VARIANTS:
 @pytest.mark.parametrize("architecture", FAMILIES.values())
 @pytest.mark.parametrize("names", ["own", "reference"])
 def test_odd_tensors(architecture: str, names: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_module, "_recognize", lambda *_: None)  # which other variant it is takes long to find out
+    monkeypatch.setattr(identify, "_recognize", lambda *_: None)  # which other variant it is takes long to find out
     model = timm.create_model(architecture, device="meta")
     try:
         state = model.state_dict() if names == "own" else model.reference_state()

@@ -25,7 +25,7 @@ from zoo import publish
 from zoo.cli import app
 from zoo.errors import CorruptWeightsError, PublishError, RecipeError, TrainingError, ZooError
 from zoo.models import Ancestor
-from zoo.models.making.ancestry import ancestor_of
+from zoo.models.shared.ancestry import ancestor_of
 from zoo.weights import save_safetensors
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo import __version__
 from zoo.catalog import Variant
 from zoo.errors import ZooError
+from zoo.version import __version__
 
 _EXTRAS = {
     "accelerate": "train",

@@ -22,7 +22,7 @@ def inspect(
 
     Example: zoo inspect CroCo_V2_ViTLarge_BaseDecoder.pth
     """
-    from zoo.models.inspection.inspect import inspect_checkpoint
+    from zoo.models.inspection import inspect_checkpoint
 
     found = inspect_checkpoint(checkpoint, digest)
     code = found.code()

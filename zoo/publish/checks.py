@@ -19,7 +19,7 @@ from zoo.catalog import Variant
 from zoo.errors import PublishError, UnknownVariantError, ZooError
 from zoo.lookup import find_variant
 from zoo.models import ZooModel
-from zoo.models.making.ancestry import Ancestor, ancestor_of, published_variant
+from zoo.models.shared.ancestry import Ancestor, ancestor_of, published_variant
 from zoo.models.shared.masked import PatchPredictor
 from zoo.publish.folder import CARD, CONFIG, metadata_of, own_file, write_sums
 from zoo.publish.licenses import DEFAULT_LICENSE, choose_license

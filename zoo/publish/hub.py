@@ -10,10 +10,10 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants, errors
 
-from zoo import __version__
 from zoo.errors import PublishError
 from zoo.publish.checks import check_repository
 from zoo.publish.folder import FILES, SUMS, listing
+from zoo.version import __version__
 from zoo.weights import files
 from zoo.weights.hub import explain
 

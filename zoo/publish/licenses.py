@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zoo.errors import PublishError
-from zoo.models.making.ancestry import PERMISSIVE, Ancestor
+from zoo.models.shared.ancestry import PERMISSIVE, Ancestor
 
 DEFAULT_LICENSE = "apache-2.0"
 """Of weights that started at random, when nobody says."""

@@ -16,7 +16,7 @@ from torch import nn
 from zoo.catalog import Metric
 from zoo.errors import CorruptWeightsError, PublishError, RecipeError, UnknownVariantError
 from zoo.lookup import find_variant
-from zoo.models.making.ancestry import Ancestor, published_variant, strictest
+from zoo.models.shared.ancestry import Ancestor, published_variant, strictest
 from zoo.publish.folder import CONFIG, RECIPE, metadata_of, own_file, write_text
 from zoo.publish.private import last_name
 from zoo.publish.temporary import workspace

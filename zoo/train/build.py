@@ -23,6 +23,7 @@ from zoo.models.croco import create_pair_model
 from zoo.models.making.arguments import check_arguments
 from zoo.train.curriculum import Curriculum
 from zoo.train.data import sources
+from zoo.train.data.loading import ENDLESS
 from zoo.train.extensions import UNFIT, fitting, is_extension, load_class
 from zoo.train.machines.speed import set_up
 from zoo.train.objectives.cross_view import CrossViewCompletion
@@ -37,7 +38,6 @@ from zoo.train.objectives.masked import MaskedFeatureModeling, MaskedImageModeli
 from zoo.train.objectives.objective import Objective
 from zoo.train.recipe import Recipe, checked
 from zoo.train.schedule import Plan, make_plan
-from zoo.train.validate import check_validation
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "cross_view_completion": CrossViewCompletion,
@@ -141,6 +141,15 @@ def make_validation_source(recipe: Recipe) -> Any:
     if not recipe.validation:
         return None
     return sources.make_source(recipe.data | recipe.validation, VALIDATION_SEED, objective_class(recipe).sample)
+
+
+def check_validation(objective: Any, source: Any, held_out: Any) -> None:
+    """Raise RecipeError (a ValueError) unless an objective that trains on `source` can be judged on `held_out`."""
+    if not hasattr(objective, "judge"):
+        raise RecipeError(f"{type(objective).__name__} has nothing to validate; leave out the recipe's validation.")
+    if len(held_out) >= ENDLESS:
+        raise RecipeError("Endless data can't be validated on; set validation.samples.")
+    objective.check_held_out(source, held_out)
 
 
 def make_model(recipe: Recipe) -> nn.Module:

@@ -7,22 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 
-from zoo.errors import RecipeError
-from zoo.train.data.loading import ENDLESS, Batches, EachOnce, make_loader, to_device
+from zoo.train.build import Parts
+from zoo.train.data.loading import Batches, EachOnce, make_loader, to_device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from zoo.train.build import Parts
-
-
-def check_validation(objective: Any, source: Any, held_out: Any) -> None:
-    """Raise RecipeError (a ValueError) unless an objective that trains on `source` can be judged on `held_out`."""
-    if not hasattr(objective, "judge"):
-        raise RecipeError(f"{type(objective).__name__} has nothing to validate; leave out the recipe's validation.")
-    if len(held_out) >= ENDLESS:
-        raise RecipeError("Endless data can't be validated on; set validation.samples.")
-    objective.check_held_out(source, held_out)
 
 
 @torch.no_grad()

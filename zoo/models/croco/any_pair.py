@@ -20,6 +20,7 @@ from zoo.models.croco.encoder import CrocoEncoder
 from zoo.models.croco.pair import PairModel
 from zoo.models.shared.backbone import image_grid
 from zoo.models.shared.masked import Grid
+from zoo.models.shared.registry import BUILDERS
 
 _SERVED = (
     "choose one of timm's VisionTransformer (ViT, DeiT, MAE, DINO, CLIP, SigLIP...), of timm's Eva (EVA, DINOv3), "
@@ -157,6 +158,9 @@ def create_pair_model(
     )
     pair.pretrained_cfg = dict(getattr(encoder, "pretrained_cfg", {}))  # its input size and normalization
     return pair
+
+
+BUILDERS["create_pair_model"] = create_pair_model
 
 
 def _create_encoder(name: str, pretrained: bool, encoder_args: dict[str, Any]) -> nn.Module:

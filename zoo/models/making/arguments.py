@@ -19,6 +19,7 @@ import timm.models
 import torch
 
 from zoo.errors import ArgumentsError, ZooError
+from zoo.models.shared.registry import BUILDERS, MODEL_CLASSES
 
 MAX_CLASSES = 100_000
 """Classes that a file may ask for; ImageNet-21K has 21,841."""
@@ -127,15 +128,13 @@ def check_arguments(architecture: str, args: Mapping[str, Any], where: str) -> N
 
     architecture: a name of the zoo or of timm, or "create_pair_model". where: what names them, for the error.
     """
-    from zoo.models.shared.model import model_classes  # which checks published arguments with this module
-
     if not isinstance(args, Mapping):
         raise ArgumentsError(f"{where} has model arguments that are no mapping of names to values; correct them.")
     args = {name: value for name, value in args.items() if value is not None}  # timm leaves those out
     named = dict(args)
     if architecture == "create_pair_model":
         _check_pair(named, where)
-    ours = architecture == "create_pair_model" or architecture.partition(".")[0] in model_classes()
+    ours = architecture == "create_pair_model" or architecture.partition(".")[0] in MODEL_CLASSES
     for name, value in named.items():
         fits = ARGUMENTS.get(name) or (_plain if not ours or name in _constructor_arguments() else None)
         if fits is None or name in _LOADING:
@@ -170,10 +169,8 @@ def check_config(cfg: Mapping[str, Any], where: str) -> None:
 @cache
 def _constructor_arguments() -> frozenset[str]:
     """What any class of the zoo is made with; whether it is this one, its constructor tells."""
-    from zoo.models.shared.model import model_classes  # which checks published arguments with this module
-
-    parents = {parent for model_cls in model_classes().values() for parent in model_cls.__mro__}
-    constructors = [parent.__init__ for parent in parents if parent.__module__.startswith("zoo.")]  # type: ignore[misc]
+    parents = {parent for model_cls in MODEL_CLASSES.values() for parent in model_cls.__mro__}
+    constructors = [parent.__init__ for parent in parents if parent.__module__.startswith("zoo.")]
     names = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
     return frozenset(names - _OBJECTS)
 
@@ -210,10 +207,8 @@ def _check_total(architecture: str, args: dict[str, Any], where: str) -> None:
         )
     try:
         with torch.device("meta"):
-            if architecture == "create_pair_model":
-                from zoo.models.croco import create_pair_model  # which registers itself with this package
-
-                model: Any = create_pair_model(**{**args, "pretrained": False, "freeze_encoder": False})
+            if architecture in BUILDERS:
+                model: Any = BUILDERS[architecture](**{**args, "pretrained": False, "freeze_encoder": False})
             else:
                 model = timm.create_model(architecture, **args)
     except ZooError as error:

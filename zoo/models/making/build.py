@@ -31,9 +31,11 @@ from zoo import weights
 from zoo.catalog import RENAMED, VARIANTS, Variant
 from zoo.errors import ArgumentsError, WeightsUnavailableError
 from zoo.lookup import current_name, find_variant
-from zoo.models.making.ancestry import Ancestor, published_variant, strictest
 from zoo.models.making.arguments import check_arguments, check_config
-from zoo.models.shared.model import MODEL_CLASSES, ZooModel, check_model_state, without_classifier
+from zoo.models.shared.ancestry import Ancestor, published_variant, strictest
+from zoo.models.shared.identify import check_model_state
+from zoo.models.shared.model import ZooModel, without_classifier
+from zoo.models.shared.registry import MODEL_CLASSES
 from zoo.weights import Checkpoint
 from zoo.weights.authors import config_beside
 from zoo.weights.hub import HUB_FILENAME, hub_file, split_id

@@ -16,10 +16,10 @@ from timm.models import (
 from torch import Tensor, nn
 
 from zoo import weights
-from zoo.catalog import VARIANTS
 from zoo.errors import CheckpointMismatchError, ZooError, printable
 from zoo.layers.positions.tables import GridTable
-from zoo.models.making.ancestry import Ancestor, ancestor_of
+from zoo.models.shared.ancestry import Ancestor, ancestor_of
+from zoo.models.shared.identify import check_model_state
 from zoo.weights import Checkpoint, KeyRules, without_prefixes
 
 _logger = logging.getLogger("zoo")
@@ -291,50 +291,3 @@ def init_linear(module: nn.Module) -> None:
     elif isinstance(module, nn.LayerNorm):
         nn.init.ones_(module.weight)
         nn.init.zeros_(module.bias)
-
-
-MODEL_CLASSES: dict[str, type[ZooModel]] = {}  # by architecture
-
-
-def model_class(architecture: str) -> type[ZooModel]:
-    """The class of an architecture of the zoo."""
-    return MODEL_CLASSES[architecture]
-
-
-def model_classes() -> Mapping[str, type[ZooModel]]:
-    """The class of each of the zoo's architectures, once all families are imported."""
-    return MODEL_CLASSES
-
-
-def check_model_state(
-    model_cls: type[ZooModel],
-    state: Mapping[str, Tensor],
-    expected: Mapping[str, Tensor],
-    name: str,
-    checkpoint: Checkpoint,
-) -> None:
-    """`weights.check_state`, whose error says which other variant of the zoo the checkpoint is of, if it is."""
-    try:
-        weights.check_state(state, expected, name=name, path=checkpoint.path)
-    except CheckpointMismatchError as error:
-        other = _recognize(checkpoint, model_cls)
-        same = {key: value.shape for key, value in state.items()} == {k: v.shape for k, v in expected.items()}
-        if other is None or other == name or same:  # of it, and of other types
-            raise
-        raise CheckpointMismatchError(
-            f"{checkpoint.path} is no checkpoint of {name} but one of {other}. Load it as that, or look for the right "
-            "file."
-        ) from error
-
-
-def _recognize(checkpoint: Checkpoint, model_cls: type[ZooModel]) -> str | None:
-    """The variant whose checkpoint it is, if it is of one: of the class, or else of the form, of `model_cls`."""
-    from zoo.models.inspection.identify import identify  # it makes models
-
-    forms = {variant.architecture: variant.form for variant in VARIANTS}
-    form = next((form for name, form in forms.items() if MODEL_CLASSES[name] is model_cls), None)
-    found = [match for match in identify(checkpoint)[0] if not match.missing]
-    found.sort(
-        key=lambda match: (MODEL_CLASSES[match.architecture] is not model_cls, forms[match.architecture] != form)
-    )
-    return found[0].variant if found else None

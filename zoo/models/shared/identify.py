@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from inspect import signature
@@ -12,9 +12,10 @@ from typing import Any
 from timm.models import create_model
 from torch import Tensor
 
+from zoo import weights
 from zoo.catalog import VARIANTS, Variant
-from zoo.errors import ZooError
-from zoo.models.shared.model import ZooModel, model_class
+from zoo.errors import CheckpointMismatchError, ZooError
+from zoo.models.shared.registry import MODEL_CLASSES
 from zoo.weights import Checkpoint, without_prefixes
 
 _MAX_TENSORS = 2000  # of a checkpoint that is looked at; the largest of the zoo have 1100
@@ -76,13 +77,13 @@ def _candidates(checkpoint: Checkpoint) -> Iterator[list[Variant]]:
     networks: dict[Any, list[Variant]] = {}
     for variant in VARIANTS:
         networks.setdefault((variant.architecture, repr(variant.args), variant.num_classes), []).append(variant)
-    alike: dict[type[ZooModel], bool] = {}
+    alike: dict[Any, bool] = {}
     size = sum(value.numel() for value in checkpoint.tensors.values())
     widths = {len(value) for value in checkpoint.tensors.values() if value.ndim == 4}
     for (first, *_), variants in ((variants, variants) for variants in networks.values()):
-        model_cls = model_class(first.architecture)
+        model_cls = MODEL_CLASSES[first.architecture]
         if model_cls not in alike:
-            own = _patterns_of(model_cls)  # type: ignore[arg-type]
+            own = _patterns_of(model_cls)
             alike[model_cls] = any(len(theirs & own) >= _ALIKE * len(theirs) for theirs in patterns) or any(
                 rules.covers(tensors)
                 for rules in model_cls.layouts.values()
@@ -108,7 +109,7 @@ def _patterns(names: Iterable[str]) -> set[str]:
 @cache
 def _patterns_of(model_cls: Any) -> set[str]:
     smallest = min(
-        (variant for variant in VARIANTS if model_class(variant.architecture) is model_cls),
+        (variant for variant in VARIANTS if MODEL_CLASSES[variant.architecture] is model_cls),
         key=lambda variant: variant.parameters,
     )
     return _patterns(create_model(smallest.architecture, device="meta").state_dict())
@@ -117,7 +118,7 @@ def _patterns_of(model_cls: Any) -> set[str]:
 def _compare(checkpoint: Checkpoint, variants: list[Variant]) -> Match | Nearest | None:
     """What a checkpoint is to a network, made as the catalog says or else with a classifier, and with bias tables, if
     the checkpoint has them; None where it can't even be told."""
-    told = _told(checkpoint, model_class(variants[0].architecture))
+    told = _told(checkpoint, MODEL_CLASSES[variants[0].architecture])
     best = None
     for args in _arguments(checkpoint, variants[0]):
         found = _compare_with(checkpoint, variants, told | args)
@@ -175,7 +176,7 @@ def _compare_with(checkpoint: Checkpoint, variants: list[Variant], args: dict[st
     return Match(names[0], names, first.architecture, decided, left_out, tuple(parts), prefix)
 
 
-def _told(checkpoint: Checkpoint, model_cls: type[ZooModel]) -> dict[str, Any]:
+def _told(checkpoint: Checkpoint, model_cls: Any) -> dict[str, Any]:
     """The arguments of a form that a checkpoint decides."""
     try:
         return model_cls.args_from(checkpoint)
@@ -196,3 +197,35 @@ def _whole_parts(missing: list[str], own: dict[str, Tensor]) -> list[str] | None
     if not there or there & set(parts) or trunk & set(parts) or (missing and not trunk & there):
         return None
     return list(parts)
+
+
+def check_model_state(
+    model_cls: Any,
+    state: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    name: str,
+    checkpoint: Checkpoint,
+) -> None:
+    """`weights.check_state`, whose error says which other variant of the zoo the checkpoint is of, if it is."""
+    try:
+        weights.check_state(state, expected, name=name, path=checkpoint.path)
+    except CheckpointMismatchError as error:
+        other = _recognize(checkpoint, model_cls)
+        same = {key: value.shape for key, value in state.items()} == {k: v.shape for k, v in expected.items()}
+        if other is None or other == name or same:  # of it, and of other types
+            raise
+        raise CheckpointMismatchError(
+            f"{checkpoint.path} is no checkpoint of {name} but one of {other}. Load it as that, or look for the right "
+            "file."
+        ) from error
+
+
+def _recognize(checkpoint: Checkpoint, model_cls: Any) -> str | None:
+    """The variant whose checkpoint it is, if it is of one: of the class, or else of the form, of `model_cls`."""
+    forms = {variant.architecture: variant.form for variant in VARIANTS}
+    form = next((form for name, form in forms.items() if MODEL_CLASSES[name] is model_cls), None)
+    found = [match for match in identify(checkpoint)[0] if not match.missing]
+    found.sort(
+        key=lambda match: (MODEL_CLASSES[match.architecture] is not model_cls, forms[match.architecture] != form)
+    )
+    return found[0].variant if found else None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import WeightsUnavailableError
-from zoo.models.inspection.identify import Match, Nearest, identify
+from zoo.models.shared.identify import Match, Nearest, identify
 from zoo.weights import Checkpoint, files, read_checkpoint
 from zoo.weights.hub import HUB_FILENAME, hub_file, split_id
 

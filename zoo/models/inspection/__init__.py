@@ -1,1 +1,0 @@
-"""What a checkpoint is: recognized by its tensors, and told to people."""
