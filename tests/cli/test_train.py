@@ -144,7 +144,7 @@ def test_a_path_for_what_is_made(zoo: Run) -> None:
 
 def test_run_folder_goes_on(zoo: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without any of the settings that it was begun with."""
-    from tests.train.objectives.test_classify import train_until_saved
+    from tests.train.objectives.labels.test_classify import train_until_saved
     from tests.train.test_training import tiny
 
     train_recipe(tiny(), tmp_path / "whole", workers=0, progress=False)

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import Run
-from tests.train.objectives.test_pirl import tiny
+from tests.train.objectives.jigsaw.test_pirl import tiny
 from zoo.errors import TrainingError
 from zoo.evaluate import pretext
 from zoo.train.engine import train

@@ -17,8 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tests.train.objectives.test_classify import tiny as tiny_classifier
-from tests.train.objectives.test_classify import train_until_saved
+from tests.train.objectives.labels.test_classify import tiny as tiny_classifier
+from tests.train.objectives.labels.test_classify import train_until_saved
 from tests.train.test_training import assert_identical, tiny, weights_of
 from zoo.errors import RecipeError, TrainingError
 from zoo.train.engine import train

@@ -22,7 +22,7 @@ from zoo.weights.download import download
 
 
 def test_file_that_asks_for_too_much(tmp_path: Path, reads: Reads) -> None:
-    """One of tests/support/payloads.py; tests/weights/test_bar.py measures all of them."""
+    """One of tests/support/payloads.py; tests/weights/reading/test_bar.py measures all of them."""
     PAYLOADS["tensors thrown away"](tmp_path / "own.pth")
     reads(not_created(tmp_path / "own.pth", UnsafeCheckpointError))
 

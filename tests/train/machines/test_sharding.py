@@ -49,7 +49,7 @@ def in_two(folder: Path, call: str) -> None:
     in_two_processes(
         f"""
 from pathlib import Path
-from tests.train.test_sharding import train_sharded
+from tests.train.machines.test_sharding import train_sharded
 run = Path({str(folder / "two")!r})
 {call}
 """,

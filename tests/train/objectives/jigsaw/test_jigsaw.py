@@ -288,7 +288,7 @@ def test_two_processes_are_the_same_step(tmp_path: Path) -> None:
     in_two_processes(
         "import torch\n"
         "from pathlib import Path\n"
-        "from tests.train.objectives.test_jigsaw import one_step\n"
+        "from tests.train.objectives.jigsaw.test_jigsaw import one_step\n"
         "torch.distributed.init_process_group('gloo')\n"
         f"one_step(Path({str(tmp_path)!r}))\n"
         "torch.distributed.destroy_process_group()\n",

@@ -195,7 +195,7 @@ def test_two_processes_are_the_same_step(tmp_path: Path) -> None:
     program = f"""
 import os
 from pathlib import Path
-from tests.train.objectives.test_pirl import one_step
+from tests.train.objectives.jigsaw.test_pirl import one_step
 one_step(Path({str(two)!r}), int(os.environ["RANK"]))
 """
     in_two_processes(program, tmp_path)

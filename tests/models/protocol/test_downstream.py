@@ -18,7 +18,7 @@ from PIL import Image
 from tests.support.hub_server import HubServer
 from zoo import publish
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 NANO = "croco_nano_patch8_64"
 REPO = "owner/encoder"
 
