@@ -29,16 +29,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs
 
-import pytest
 import uvicorn
 import yaml
-from huggingface_hub import constants
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from tests.support.hub_clients import HubClients
 from tests.support.hub_faults import Fault, Seen, Spoiled
 from tests.support.hub_store import Blob, HubStore, Repo, User, git_oid, is_lfs, refuse
 
@@ -47,7 +46,7 @@ LICENSES = frozenset(("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-n
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-class HubServer(HubStore):
+class HubServer(HubClients, HubStore):
     """The server; a context manager. folder: where it keeps files.
 
     part_size: size of the parts that larger LFS files are uploaded in. page_size: entries of a page of listings.
@@ -116,41 +115,6 @@ class HubServer(HubStore):
         )
 
     # ------------------------------------------------------------------------------------ for tests
-
-    def environment(self, home: Path, token: str | None = None, **more: str) -> dict[str, str]:
-        """Environment of a process whose huggingface_hub (cache and login in `home`) talks to this server."""
-        return {
-            "HF_ENDPOINT": self.url,
-            "HF_HOME": str(home),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "NO_PROXY": "localhost,127.0.0.1",
-            **({"HF_TOKEN": token} if token else {}),
-            **more,
-        }
-
-    def patch(self, monkeypatch: pytest.MonkeyPatch, home: Path, token: str | None = None) -> None:
-        """Let this process's huggingface_hub (cache and login in `home`) talk to this server."""
-        for name, value in self.environment(home).items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        if token is not None:
-            monkeypatch.setenv("HF_TOKEN", token)
-        values = {
-            "ENDPOINT": self.url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": self.url + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HOME": str(home),
-            "HF_HUB_CACHE": str(home / "hub"),
-            "HF_TOKEN_PATH": str(home / "token"),
-            "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
-            "AGENT_HARNESSES_PATH": str(home / ".agent_harnesses.json"),
-            "HF_HUB_DISABLE_XET": True,
-            "HF_HUB_DISABLE_TELEMETRY": True,
-            "HF_HUB_OFFLINE": False,
-        }
-        for name, value in values.items():
-            monkeypatch.setattr(constants, name, value)
 
     def count(self, route: str = "*", method: str = "*", path: str = "*") -> int:
         """Number of requests that came in; arguments may have * and ?."""
