@@ -27,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from zoo.errors import CorruptWeightsError, StorageError, ZooError, printable
+from zoo.weights.collector import paused_collector
 
 try:
     import fcntl
@@ -309,7 +310,8 @@ def _bad_header(path: Path, error: Exception) -> CorruptWeightsError:
 
 
 def _check_header(header: bytes, data_size: int) -> tuple[dict[str, str], list[Entry]]:
-    listed = json.loads(header.decode(), object_pairs_hook=_unique)
+    with paused_collector():
+        listed = json.loads(header.decode(), object_pairs_hook=_unique)
     metadata = listed.pop("__metadata__", {})
     if type(metadata) is not dict or not all(type(text) is str for text in metadata.values()):
         raise ValueError("its metadata isn't text")

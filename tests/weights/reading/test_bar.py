@@ -18,8 +18,10 @@ MEGABYTE = 1e6
 
 
 @pytest.fixture(scope="module")
-def bar() -> Iterator[Bar]:
-    with Bar() as bar:
+def bar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bar]:
+    other = tmp_path_factory.mktemp("bar") / "other.pth"
+    PAYLOADS["graph as license"](other)
+    with Bar(other) as bar:
         yield bar
 
 

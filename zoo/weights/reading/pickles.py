@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoo.errors import CorruptWeightsError, UnsafeCheckpointError, printable
+from zoo.weights.collector import paused_collector
 from zoo.weights.reading.tape import LITERALS, Budget, OverBudgetError, Tape
 
 _MAX_NAME = 256  # characters of a global's name
@@ -31,7 +32,8 @@ _GAP = 1000  # how far ahead of the others a pickle may number what it remembers
 
 # What operations cost, in bytes. A training checkpoint of a large model has some 10^5 of them.
 _PRICE = 50  # of any, for its place on the stack and its time
-_DEARER = {"]": 72, "}": 80, "\x8f": 250, "(": 130, "c": 400, "\x93": 400, "i": 600, "\x91": 250, "q": 60, "r": 60}
+_DEARER = {"]": 72, "}": 80, "\x8f": 250, "(": 130, "\x91": 250, "q": 60, "r": 60}
+_DEARER |= {"c": 2000, "\x93": 2000, "i": 2000}  # names of classes: a checkpoint has some dozens, each of them once
 _PRICE_OF_ITEM = 40  # in a list, tuple or placeholder
 _PRICE_OF_KEY = 120  # in a dictionary or set
 _PRICE_OF_CALL = 450  # and of the placeholder that it makes
@@ -132,7 +134,8 @@ def read_pickle(buffer: mmap.mmap, start: int, end: int, grammar: Grammar, budge
     tape = Tape(buffer, start, end, budget)
     file = grammar.file
     try:
-        return _Machine(tape, grammar).run(), tape.position
+        with paused_collector():
+            return _Machine(tape, grammar).run(), tape.position
     except OverBudgetError:
         raise UnsafeCheckpointError(
             f"{file} holds a pickle that would take more time or memory than any checkpoint of its size. "
