@@ -1,6 +1,6 @@
 """Inputs of any kind for whatever reads other people's files, steered by the code that they reach (atheris).
 
-    python tools/fuzz.py                         all targets, a minute in all
+    python tools/fuzz.py                         all targets side by side, a minute in all
     python tools/fuzz.py pickle --seconds 3600   one target, an hour
     python tools/fuzz.py pickle --input FILE     once more what was found
 
@@ -15,6 +15,7 @@ import argparse
 import importlib.util
 import io
 import json
+import math
 import mmap
 import os
 import struct
@@ -24,6 +25,7 @@ import tempfile
 import threading
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -157,7 +159,7 @@ def seeds(target: str) -> list[bytes]:
     if target == "header":
         return [raw]
     if target == "recipe":
-        return [path.read_bytes() for path in sorted((ROOT / "zoo" / "train" / "recipes").glob("*.yaml"))]
+        return [path.read_bytes() for path in sorted((ROOT / "zoo" / "train" / "recipes").rglob("*.yaml"))]
     call = "CroCoNet(enc_depth=12, pos_embed='RoPE100', depth_mode=('exp', -inf, inf))"
     record = {"variant": "x", "source": {"kind": "url", "location": "x"}, "sha256": "", "header_sha256": ""}
     return [
@@ -215,13 +217,17 @@ def fuzz(target: str, seconds: int, corpus: Path) -> int:
     """Fuzz one target; the exit code of its process, 0 if nothing was found."""
     folder = corpus / target
     folder.mkdir(parents=True, exist_ok=True)
-    for number, seed in enumerate(seeds(target)):
+    honest = seeds(target)
+    assert honest, target
+    for number, seed in enumerate(honest):
         (folder / f"seed{number}").write_bytes(seed)
     limits = [f"-max_total_time={seconds}", f"-timeout={SECONDS}", f"-rss_limit_mb={MEGABYTES}", f"-max_len={LONGEST}"]
     kept = [f"-artifact_prefix={corpus}/{target}-", "-print_final_stats=1", "-verbosity=0"]
     command = [sys.executable, __file__, "--child", target, "--corpus", str(corpus)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, "--", *limits, *kept], env=environment).returncode
+    done = subprocess.run([*command, "--", *limits, *kept], env=environment, stderr=subprocess.PIPE, text=True)
+    print(done.stderr, file=sys.stderr, end="")  # one target's after the other's
+    return done.returncode
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -250,9 +256,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     with tempfile.TemporaryDirectory(prefix="zoo-fuzz-") as temporary:
         corpus = options.corpus or Path(temporary)
-        found = {}
+        lanes = min(len(targets), os.cpu_count() or 1)
+        seconds = max(1, options.seconds // math.ceil(len(targets) / lanes))
+        with ThreadPoolExecutor(lanes) as pool:
+            found = dict(zip(targets, pool.map(lambda target: fuzz(target, seconds, corpus), targets)))
         for target in targets:
-            found[target] = fuzz(target, max(1, options.seconds // len(targets)), corpus)
             for artifact in sorted(corpus.glob(f"{target}-*")):
                 print(f"{target}: {artifact.name}: {artifact.read_bytes()[:300]!r}")
     for target, code in found.items():
