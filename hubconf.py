@@ -1,4 +1,10 @@
-"""torch.hub entry points: every architecture of the catalog, made on the spot, so that no list is kept here.
+"""torch.hub entry points: every architecture and every variant of the catalog, made on the spot.
+
+    torch.hub.load("PATH/TO/pretext-zoo", "croco_nano_patch8_64", source="local", weights="scenes")
+    torch.hub.load("PATH/TO/pretext-zoo", "croco_nano_patch8_64.scenes", source="local", pretrained=True)
+
+torch.hub.list and torch.hub.help take repositories on GitHub only. In a clone's folder
+`python -c "import hubconf; help(hubconf.croco_nano_patch8_64)"` says the same, and `zoo list` and `zoo info` say more.
 
 torch.hub takes whatever is callable here and has no leading underscore for an entry point: so classes are
 imported for type checkers only.
@@ -33,7 +39,11 @@ _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
 def _import_zoo() -> tuple[ModuleType, ModuleType]:
-    """catalog and errors of the package beside this file, whatever else may be called zoo on sys.path."""
+    """catalog and errors of the package beside this file, whatever else may be called zoo on sys.path.
+
+    If the package has been imported from another place, such as where it is installed, that one serves, provided that
+    it is of this version: there can be only one in a process.
+    """
     init = os.path.join(_FOLDER, "zoo", "__init__.py")
     package = sys.modules.get("zoo")
     if package is None:
@@ -47,12 +57,26 @@ def _import_zoo() -> tuple[ModuleType, ModuleType]:
             raise
     places = [getattr(package, "__file__", None) or "", *getattr(package, "__path__", [])]
     if os.path.realpath(places[0]) != init:
-        other = next(filter(None, places), "another one")
+        _check_same(package, next(filter(None, places), "another one"))
+    return importlib.import_module("zoo.catalog"), importlib.import_module("zoo.errors")
+
+
+def _check_same(package: ModuleType, place: str) -> None:
+    """ImportError unless the package that was imported from `place` is this one, of this version."""
+    if "create_pair_model" not in getattr(package, "__all__", ()):
         raise ImportError(
-            f"The models in {_FOLDER} need the package zoo from that folder, but {other} was imported under this name "
+            f"The models in {_FOLDER} need the package zoo from that folder, but {place} was imported under this name "
             "before; load them in a fresh Python process."
         )
-    return importlib.import_module("zoo.catalog"), importlib.import_module("zoo.errors")
+    with open(os.path.join(_FOLDER, "zoo", "version.py"), encoding="utf-8") as file:
+        found = re.search(r'^__version__ = "([^"]+)"', file.read(), re.MULTILINE)
+    own, other = found and found[1], getattr(package, "__version__", None)
+    if own != other:
+        raise ImportError(
+            f"The models in {_FOLDER} are of pretext-zoo {own}, but version {other} was imported from {place} before. "
+            f"Load them before `import zoo`, in a fresh Python process; or make them with timm.create_model, from "
+            f"version {other}; or install this one: pip install {_FOLDER}"
+        )
 
 
 catalog, errors = _import_zoo()
@@ -88,10 +112,9 @@ def _entry_point(architecture: str) -> Callable[..., nn.Module]:
             f"the Hub (OWNER/NAME or OWNER/NAME@REVISION); its tags are: {known}."
         )
 
-    first = variants[0]
     described = "\n".join(f"        {v.tag or 'no tag yet'}: {v.description} ({v.license})" for v in variants)
     create.__name__ = create.__qualname__ = architecture
-    create.__doc__ = f"""{first.parameters / 1e6:.1f} M parameters, input {first.input_size}, arXiv {first.paper.arxiv}.
+    create.__doc__ = f"""{_facts(variants[0])}
 
     pretrained: load the weights of the first tag.
     weights: load those of this tag; or of a repository on the Hub, "OWNER/NAME" or "OWNER/NAME@REVISION"; or a local
@@ -101,6 +124,31 @@ def _entry_point(architecture: str) -> Callable[..., nn.Module]:
     Other keyword arguments go to timm.create_model.
     """
     return create
+
+
+def _variant_entry_point(variant: Any) -> Callable[..., nn.Module]:
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        if "weights" in kwargs:
+            raise errors.UnknownVariantError(
+                f"{variant.name} names its weights already; give weights= to {variant.architecture}, or "
+                "pretrained=True here."
+            )
+        timm = importlib.import_module("timm")
+        importlib.import_module("zoo.models")
+        return timm.create_model(variant.name, pretrained=pretrained, **kwargs)
+
+    create.__name__ = create.__qualname__ = variant.name
+    create.__doc__ = f"""{_facts(variant)}
+
+    {variant.description} ({variant.license}).
+    pretrained: load these weights.
+    Other keyword arguments go to timm.create_model.
+    """
+    return create
+
+
+def _facts(variant: Any) -> str:
+    return f"{variant.parameters / 1e6:.1f} M parameters, input {variant.input_size}, arXiv {variant.paper.arxiv}."
 
 
 def _is_dust3rs(config: str | os.PathLike[str]) -> bool:
@@ -135,3 +183,5 @@ def _create_published(
 
 
 globals().update({variant.architecture: _entry_point(variant.architecture) for variant in catalog.VARIANTS})
+# names with a dot, which only torch.hub can call
+globals().update({variant.name: _variant_entry_point(variant) for variant in catalog.VARIANTS if variant.tag})

@@ -6,14 +6,18 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import timm
 
+import zoo
 from tests.support.hub_server import HubServer
 from zoo import publish
 from zoo.catalog import VARIANTS
+
+Reads = Callable[[object], None]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NANO = "croco_nano_patch8_64"
@@ -68,10 +72,11 @@ print(zoo.__file__, sys.path == before, tuple(model(torch.zeros(1, 3, 64, 64)).s
         elsewhere,
     )
     names, texts, loaded = output.split("----\n")
-    assert names.split() == sorted({variant.architecture for variant in VARIANTS})
+    architectures = {variant.architecture for variant in VARIANTS}
+    assert names.split() == sorted(architectures | {variant.name for variant in VARIANTS})
     for variant in VARIANTS:
         assert f"{variant.tag}: {variant.description} ({variant.license})" in texts or not variant.tag
-    assert texts.count("weights: load those of this tag; or of a repository on the Hub") == len(names.split())
+    assert texts.count("weights: load those of this tag; or of a repository on the Hub") == len(architectures)
     assert loaded.split(" ", 1) == [str(clone / "zoo" / "__init__.py"), "True (1, 7)\n"]
 
 
@@ -105,14 +110,24 @@ print(all(torch.equal(value, loaded.state_dict()[key]) for key, value in saved.s
 import timm
 timm.create_model = lambda name, **kwargs: (name, kwargs)
 print(load("crocov2_base_patch16_224", weights="habitat_real_basedec", img_size=320))
+print(load("crocov2_base_patch16_224.habitat_real_basedec", pretrained=True, img_size=320))
+try:
+    load("croco_nano_patch8_64.scenes", weights="scenes_far")
+except ValueError as error:
+    print(error)
 load("crocov2_base_patch16_224", weights="habitat")
 """,
         clone,
         elsewhere,
     )
-    first, second, tagged = output.splitlines()[:3]
+    first, second, tagged, named, twice = output.splitlines()[:5]
     assert (first, second) == ("True", "True")
     assert tagged == "('crocov2_base_patch16_224.habitat_real_basedec', {'pretrained': True, 'img_size': 320})"
+    assert named == tagged
+    assert twice == (
+        "croco_nano_patch8_64.scenes names its weights already; give weights= to croco_nano_patch8_64, or "
+        "pretrained=True here."
+    )
     assert output.endswith(
         "UnknownVariantError: 'habitat' is neither a tag of crocov2_base_patch16_224, nor a file or folder that is "
         "there, nor a repository on the Hub (OWNER/NAME or OWNER/NAME@REVISION); "
@@ -120,12 +135,35 @@ load("crocov2_base_patch16_224", weights="habitat")
     )
 
 
-def test_another_module_called_zoo_that_is_imported_already_is_named(clone: Path, elsewhere: Path) -> None:
-    output = run(f"import zoo; load({NANO!r})", clone, elsewhere)
-    assert output.endswith(
-        f"ImportError: The models in {clone} need the package zoo from that folder, but {elsewhere / 'zoo.py'} was "
-        "imported under this name before; load them in a fresh Python process.\n"
+def test_another_module_called_zoo_that_is_imported_already_is_named(
+    clone: Path, elsewhere: Path, reads: Reads
+) -> None:
+    error = run(f"import zoo; load({NANO!r})", clone, elsewhere).splitlines()[-1]
+    assert str(clone) in error and str(elsewhere / "zoo.py") in error
+    reads(error.removeprefix("ImportError: "))
+
+
+def test_the_same_package_that_is_imported_already_serves(clone: Path, elsewhere: Path) -> None:
+    """As where the package is installed, and the clone is another folder."""
+    (elsewhere / "zoo.py").unlink()
+    output = run(
+        f"""
+import sys, timm, zoo
+model = load({NANO!r} + ".scenes", pretrained=True)
+print(zoo.__file__, sys.modules["zoo"] is zoo, type(model) is type(timm.create_model({NANO!r})))
+""",
+        clone,
+        elsewhere,
+        PYTHONPATH=str(REPOSITORY),
     )
+    assert output == f"{REPOSITORY / 'zoo' / '__init__.py'} True True\n"
+
+
+def test_another_version_that_is_imported_already_is_named(clone: Path, reads: Reads) -> None:
+    code = f"import zoo; zoo.__version__ = '9.1'; load({NANO!r})"
+    error = run(code, clone, clone.parent, PYTHONPATH=str(REPOSITORY)).splitlines()[-1]
+    assert f"of pretext-zoo {zoo.__version__}, but version 9.1 was imported from {REPOSITORY}" in error
+    reads(error.removeprefix("ImportError: "))
 
 
 # Finds "another zoo" before sys.path is asked, as the import hooks of editable installs may.

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import zoo
+from tests.support.environment import build
 
 ROOT = Path(__file__).parents[1]
 SMOKE = """
@@ -27,14 +28,8 @@ assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 192)
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Wheel and sdist of what git tracks, built from a copy, so that the tree stays clean."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    files = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True)
-    for name in files.stdout.decode().split("\0"):
-        if name and (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
-    subprocess.run(command, check=True, capture_output=True)
+    out = tmp_path_factory.mktemp("dist")
+    build([], tmp_path_factory.mktemp("source"), out)
     return out
 
 

@@ -187,7 +187,7 @@ import torch
 
 model = torch.hub.load(
     "path/to/pretext-zoo", "{variant.architecture}", source="local", weights="{variant.tag}"
-)
+).eval()
 ```
 
 There `weights` may also be a file that you have: a checkpoint of the reference code or safetensors of the zoo."""

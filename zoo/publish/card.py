@@ -133,7 +133,7 @@ model = timm.create_model("hf-hub:{repo}", pretrained=True).eval()
 Or by torch.hub, from a clone of pretext-zoo{f" (`git clone {address}`)" if address else ""}:
 
 ```python
-model = torch.hub.load("path/to/pretext-zoo", "{variant.architecture}", source="local", weights="{repo}")
+model = torch.hub.load("path/to/pretext-zoo", "{variant.architecture}", source="local", weights="{repo}").eval()
 ```"""
 
 
