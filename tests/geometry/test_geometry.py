@@ -39,12 +39,11 @@ def as_predicted(points: Tensor, seed: int) -> Tensor:
 
 
 def assert_close_pose(pose: Tensor, sample: dict[str, Tensor]) -> None:
-    """Within half a degree, and 1 % of the distance that the scene is away."""
+    """Within half a degree, and camera 2 within 1 % of how far it stands from camera 1."""
     truth = sample["pose"]
-    rotation, _ = geometry.pose_angles(pose, truth)
-    away = sample["points2"].norm(dim=-1).median()
-    assert rotation < 0.5
-    assert (pose[:3, 3] - truth[:3, 3]).norm() < 0.01 * away
+    rotation, direction = geometry.pose_angles(pose, truth)
+    assert rotation < 0.5 and direction < 0.6
+    assert (pose[:3, 3] - truth[:3, 3]).norm() < 0.01 * truth[:3, 3].norm()
 
 
 def test_true_points_agree_with_the_renderers_flow() -> None:
@@ -78,9 +77,9 @@ def test_focal_length_needs_points_before_the_camera() -> None:
         geometry.focal_length(-scene(0)["points1"])
 
 
-@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("index", [1, 3, 7])  # whose cameras are apart by 26, 14 and 8 % of the scene's distance
 def test_pose_with_noise_and_outliers(index: int) -> None:
-    sample = scene(index)
+    sample = scene(index, (288, 384))
     there, own = as_predicted(sample["points21"], index), as_predicted(sample["points2"], index + 100)
     assert_close_pose(geometry.pose_by_procrustes(there, 3.7 * own), sample)  # each pair has a scale of its own
     if importlib.util.find_spec("cv2"):

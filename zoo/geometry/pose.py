@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.errors import GeometryError
@@ -13,8 +14,10 @@ from zoo.geometry.cameras import pixel_grid
 
 _HYPOTHESES = 512  # samples of three points; at 50 % outliers all but 1e-29 of such sets hold a clean one
 _JUDGES = 1024  # points that the hypotheses are judged by
-_ROUNDS = 20  # of reweighted least squares
+_ROUNDS = 20  # of reweighted least squares at most
+_STILL = 1e-7  # a step that ends them
 _TAIL = 4.685  # standard deviations from which on a point counts nothing (Tukey's biweight, 95 % efficient)
+_MEDIANS = {2: 1.1774, 3: 1.5382}  # of the length of a vector of so many normal numbers, in their standard deviation
 _PIXELS = 0.05  # share of the image's width that a projection may be off in PnP's sampling
 _MIN_POINTS = 8
 
@@ -35,21 +38,21 @@ def pose_by_procrustes(points1: Tensor, points2: Tensor, weights: Tensor | None 
     if len(a) < _MIN_POINTS:
         raise GeometryError(f"{len(a)} points are too few for a pose; lower the confidence that is asked for.")
     reach = b.norm(dim=1).clamp(min=1e-12)  # what an error is measured in
-    weight = weight / reach.square()
 
     generator = torch.Generator().manual_seed(seed)
     trios = torch.randint(len(a), (_HYPOTHESES, 3), generator=generator).to(a.device)
     judges = torch.randint(len(a), (min(_JUDGES, len(a)),), generator=generator).to(a.device)
-    scale, turn, shift = _similarity(a[trios], b[trios], weight[trios])
+    scale, turn, shift = _similarity(a[trios], b[trios], (weight / reach.square())[trios])
     guess = scale[:, None, None] * (a[judges] @ turn.mT) + shift[:, None]  # hypotheses, judges, 3
     errors = (guess - b[judges]).norm(dim=2) / reach[judges]
     best = errors.nan_to_num(math.inf).median(dim=1).values.argmin()
     scale, turn, shift = scale[best], turn[best], shift[best]
     for _ in range(_ROUNDS):
-        error = (scale * (a @ turn.mT) + shift - b).norm(dim=1) / reach
-        spread = 1.4826 * error.median().clamp(min=1e-12)
-        fit = (1 - (error / (_TAIL * spread)).square()).clamp(min=0).square()
-        scale, turn, shift = _similarity(a, b, weight * fit)
+        moved = scale * (a @ turn.mT) + shift
+        # of the middle, so that neither's errors decide what it weighs: a point would weigh more the nearer it erred
+        reach = (0.5 * (moved + b)).norm(dim=1).clamp(min=1e-12)
+        fit = _tukey((moved - b).norm(dim=1) / reach, dims=3)
+        scale, turn, shift = _similarity(a, b, weight * fit / reach.square())
     return _rigid(turn, shift / scale)
 
 
@@ -103,38 +106,52 @@ def pose_by_pnp(points2: Tensor, focal: float, weights: Tensor | None = None) ->
     if not found or inliers is None:
         raise GeometryError("No pose fits these points; the photos may not show the same scene. Try two others.")
     start = _rigid(torch.from_numpy(np.array(cv2.Rodrigues(turn)[0])), torch.from_numpy(np.array(shift))[:, 0])
-    middle = np.array([width / 2, height / 2])
+    slopes = torch.from_numpy((pixels - camera[:2, 2]) / focal)
+    rays = F.normalize(torch.cat((slopes, torch.ones(len(slopes), 1)), dim=1), dim=1)
     base = torch.ones(len(world)) if weights is None else weights[good].cpu()
-    return _refine(start, torch.from_numpy(world), torch.from_numpy((pixels - middle) / focal), base).float()
+    return _refine(start, torch.from_numpy(world), rays, base).float()
 
 
-def _refine(pose: Tensor, points: Tensor, slopes: Tensor, weights: Tensor) -> Tensor:
-    """The pose whose projections x / z, y / z of the points (N, 3) fit `slopes` (N, 2) best, from one nearby: Gauss and
-    Newton's steps, with points weighed anew by how well they fit (Tukey's biweight)."""
-    pose, weights = pose.double(), weights.double()
+def _refine(pose: Tensor, points: Tensor, rays: Tensor, weights: Tensor) -> Tensor:
+    """The pose that brings points (N, 3) closest to the rays (N, 3), unit vectors from the camera, along which they are
+    seen, from one nearby: Gauss and Newton's steps, with points weighed anew by how well they fit (Tukey's biweight).
+
+    A point's error is how far it is from its ray, by its distance. That is linear in the point, so errors of the points
+    stay without a mean; those of projections don't, and would make a scene seem wider, and the camera nearer to it.
+    """
+    pose, rays, weights = pose.double(), rays.double(), weights.double()
+    identity = torch.eye(3, dtype=pose.dtype)
+    across = identity - rays[:, :, None] * rays[:, None, :]  # what a ray leaves of a vector
     for _ in range(_ROUNDS):
-        x, y, z = (points @ pose[:3, :3].T + pose[:3, 3]).unbind(1)
-        z = z.clamp(min=1e-9)
-        residual = torch.stack((x / z, y / z), dim=1) - slopes
-        error = residual.norm(dim=1)
-        spread = 1.4826 * error.median().clamp(min=1e-12)
-        fit = weights * (1 - (error / (_TAIL * spread)).square()).clamp(min=0).square()
-        # derivatives by a small turn, then by a shift, of the point in camera 2's frame; at the slopes that are seen,
-        # which are exact: errors of the points in both factors would draw the camera towards them
-        u, v = slopes.unbind(1)
-        zero, one = torch.zeros_like(z), torch.ones_like(z)
-        of_u = torch.stack((-u * v, one + u * u, -v, one / z, zero, -u / z), dim=1)
-        of_v = torch.stack((-one - v * v, u * v, u, zero, one / z, -v / z), dim=1)
-        slope = torch.stack((of_u, of_v), dim=1)  # N, 2, 6
+        seen = points @ pose[:3, :3].T + pose[:3, 3]
+        reach = (seen * rays).sum(1).clamp(min=1e-9)
+        residual = torch.einsum("nij,nj->ni", across, seen) / reach[:, None]
+        fit = weights * _tukey(residual.norm(dim=1), dims=2)
+        # derivatives by a small turn, then by a shift, of the point in camera 2's frame
+        slope = torch.cat((-across @ _cross(seen), across), dim=2) / reach[:, None, None]  # N, 3, 6
         weighed = slope * fit[:, None, None]
         normal = torch.einsum("nij,nik->jk", weighed, slope) + 1e-12 * torch.eye(6, dtype=pose.dtype)
         step = -torch.linalg.solve(normal, torch.einsum("nij,ni->j", weighed, residual))
         change = torch.zeros(4, 4, dtype=pose.dtype)
-        a, b, c = step[:3].tolist()
-        change[:3, :3] = torch.tensor([[0.0, -c, b], [c, 0.0, -a], [-b, a, 0.0]])
+        change[:3, :3] = _cross(step[None, :3])[0]
         change[:3, 3] = step[3:]
         pose = torch.linalg.matrix_exp(change) @ pose
+        if float(step.abs().max()) < _STILL * max(1.0, float(pose[:3, 3].norm())):
+            break
     return pose
+
+
+def _cross(x: Tensor) -> Tensor:
+    """The matrices (N, 3, 3) that multiply by vectors (N, 3): [x] y = x cross y."""
+    a, b, c = x.unbind(1)
+    zero = torch.zeros_like(a)
+    return torch.stack((zero, -c, b, c, zero, -a, -b, a, zero), dim=1).unflatten(1, (3, 3))
+
+
+def _tukey(error: Tensor, dims: int) -> Tensor:
+    """What points weigh by the lengths of their errors of `dims` dimensions: Tukey's biweight."""
+    deviation = (error.median() / _MEDIANS[dims]).clamp(min=1e-12)
+    return (1 - (error / (_TAIL * deviation)).square()).clamp(min=0).square()
 
 
 def relative_pose(

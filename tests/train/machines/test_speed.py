@@ -14,6 +14,7 @@ from torch import nn
 
 from tests.conftest import Run
 from zoo.errors import RecipeError
+from zoo.layers.attention import CrossAttention
 from zoo.models.making.compiling import compile_blocks
 from zoo.train import build
 from zoo.train.data.loading import StepSampler, make_loader, to_device
@@ -207,3 +208,17 @@ def test_a_run_that_fits_a_time(tmp_path: Path, zoo: Run) -> None:
 
     code, _, err = zoo(*command, "--output", folder)
     assert code != 0 and "has its length already; leave out --minutes" in err
+
+
+def test_attention_in_bfloat16_on_a_cpu_is_the_same_with_gradients() -> None:
+    """There it goes by plain products, whose backward pass is quick."""
+    attention = CrossAttention(32, 4)
+    x, memory = torch.randn(2, 2, 9, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        with_gradients = attention(x, memory)
+        with torch.no_grad():
+            fused = attention(x, memory)
+    torch.testing.assert_close(with_gradients, fused, atol=1e-2, rtol=2e-2)
+    with_gradients.float().square().sum().backward()
+    expected = attention(x, memory)
+    torch.testing.assert_close(with_gradients.float(), expected, atol=1e-2, rtol=5e-2)

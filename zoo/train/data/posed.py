@@ -11,7 +11,6 @@ docs/pointmaps.md says how to write such a folder.
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,11 @@ import numpy as np
 from PIL import Image
 
 from zoo.errors import DataError
-from zoo.pictures import read_image
+from zoo.photos import read_image
+from zoo.train.data.lists import read_lines, split_fields
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_RIGID = 1e-2  # that a rotation's columns may be off unit vectors at right angles
 _ARRAYS = {"depth": None, "intrinsics": (3, 3), "camera_to_world": (4, 4)}
 
 
@@ -42,12 +43,13 @@ class PosedPairs:
         listing = self.folder / "pairs.txt"
         if not listing.is_file():
             raise DataError(f"{self.folder} has no pairs.txt; write one there, the names of two views a line.")
-        lines = [line.split() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if bad := next((i for i, names in enumerate(lines, start=1) if len(names) != 2), None):
-            raise DataError(f"Entry {bad} of {listing} names {len(lines[bad - 1])} views; write two a line.")
+        lines = [(number, split_fields(line, (2,))) for number, line in read_lines(listing)]
+        if bad := next(((number, len(names)) for number, names in lines if len(names) != 2), None):
+            raise DataError(f"Line {bad[0]} of {listing} names {bad[1]} views; write two a line.")
         if not lines:
             raise DataError(f"{listing} is empty; write a pair a line.")
-        self.pairs = np.array(lines)  # not Paths: millions of them would fill each process's memory
+        # not Paths: millions of them would fill each process's memory
+        self.pairs = np.array([names for _, names in lines])
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -102,12 +104,19 @@ def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         raise DataError(f"There is no {path} with the view's depth and camera; write it.") from error
     except KeyError as error:
         raise DataError(f"{path} lacks an array ({error.args[0]}); it needs {', '.join(_ARRAYS)}.") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} can't be read ({error}); write it with numpy.savez.") from error
+    except Exception as error:  # of a damaged file zipfile, zlib and numpy raise whatever they stumble over
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise DataError(f"{path} can't be read ({reason}); write it with numpy.savez.") from error
     for name, shape in _ARRAYS.items():
         array = found[name]
         numeric = np.issubdtype(array.dtype, np.number)
         if not numeric or (array.ndim != 2 if shape is None else array.shape != shape or not np.isfinite(array).all()):
             wanted = "height x width" if shape is None else f"{shape[0]}x{shape[1]}, finite"
             raise DataError(f"{name} in {path} is {array.dtype} {array.shape}; it should be numbers, {wanted}.")
-    return found["depth"], found["intrinsics"].astype(np.float64), found["camera_to_world"].astype(np.float64)
+    intrinsics, to_world = (found[name].astype(np.float64) for name in ("intrinsics", "camera_to_world"))
+    if not (intrinsics[0, 0] > 0 and intrinsics[1, 1] > 0):
+        raise DataError(f"intrinsics in {path} has no focal lengths on its diagonal; write them in pixels.")
+    turn = to_world[:3, :3]
+    if not np.allclose(turn.T @ turn, np.eye(3), atol=_RIGID) or not np.allclose(to_world[3], (0, 0, 0, 1)):
+        raise DataError(f"camera_to_world in {path} is no rotation and shift; write the camera's pose in the world.")
+    return found["depth"], intrinsics, to_world

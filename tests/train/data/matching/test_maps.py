@@ -153,28 +153,12 @@ def test_files_with_more_than_they_promise(tmp_path: Path, name: str) -> None:
         read_truth(tmp_path / name, task)
 
 
-def test_impossible_contents(tmp_path: Path) -> None:
-    pfm, flo, npy, png = (tmp_path / name for name in ("x.pfm", "x.flo", "x.npy", "x.png"))
-    for header in (b"Pf\n-3 7\n-1.0\n", b"Pf\n99999999 99999999\n-1.0\n", b"Pf\n3 x\n-1\n", b"Pf\n3 3\n0\n", b"Pf"):
-        pfm.write_bytes(header)
-        with pytest.raises(DataError, match="x.pfm"):
-            read_truth(pfm, "stereo")
-    flo.write_bytes(struct.pack("<fii", 202021.25, -1, 2**30))
-    with pytest.raises(DataError, match="x.flo"):
-        read_truth(flo, "flow")
-    np.save(npy, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match="pickled"):
+def test_impossible_sizes(tmp_path: Path) -> None:
+    flo, npy = tmp_path / "x.flo", tmp_path / "x.npy"
+    for size in ((-1, 2**30), (0, 4), (2**20, 2**20)):
+        flo.write_bytes(struct.pack("<fii", 202021.25, *size))
+        with pytest.raises(DataError, match="says that it is"):
+            read_truth(flo, "flow")
+    np.save(npy, np.zeros((0, 4)))
+    with pytest.raises(DataError, match="x.npy"):
         read_truth(npy, "stereo")
-    for values in (np.zeros((3, 4, 5)), np.array(["a"]), np.zeros(4), np.zeros((0, 4))):
-        np.save(npy, values)
-        with pytest.raises(DataError, match="x.npy"):
-            read_truth(npy, "stereo")
-    cv2.imwrite(str(png), np.zeros((8, 8, 3), np.uint8))
-    for task, kind in (("stereo", ""), ("flow", ""), ("stereo", "kitti")):
-        with pytest.raises(DataError, match="x.png"):
-            read_truth(png, task, kind)
-    for name in ("none.pfm", "none.png", "none.dsp5", "none.npy"):
-        with pytest.raises(DataError, match="There is no"):
-            read_truth(tmp_path / name, "stereo")
-    with pytest.raises(DataError, match="known kinds"):
-        read_truth(tmp_path / "x.tif", "stereo")

@@ -7,6 +7,7 @@ wrong with a file is told by a DataError (a ValueError) that names it.
 from __future__ import annotations
 
 import math
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from zoo.weights.files import atomic_writer
 _FLO_MAGIC = np.float32(202021.25)  # "PIEH" (Baker et al., IJCV 2011)
 _UNKNOWN = 1e9  # lengths beyond mean "unknown" in .flo files (the same)
 _LARGEST = 2**15  # pixels along a side; more stands for a broken header
+_MOST = 200_000_000  # numbers of a compressed array; Spring's have 17 million
 
 
 def read_truth(path: str | Path, task: str, kind: str = "") -> np.ndarray:
@@ -32,12 +34,16 @@ def read_truth(path: str | Path, task: str, kind: str = "") -> np.ndarray:
         known = sorted({name for name, of in KINDS if of == task})
         raise DataError(f"{path} is no file of {_what(task)} that can be read; known kinds are {', '.join(known)}.")
     try:
-        values = KINDS[kind, task](path)
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError("it is no regular file")  # a pipe would be waited for, for ever
+        values = KINDS[kind, task](path).astype(np.float32)
+    except DataError:
+        raise
     except FileNotFoundError as error:
         raise DataError(f"There is no {_what(task)} file {path}; check the path, or the list that names it.") from error
-    except OSError as error:
-        raise DataError(f"The {_what(task)} file {path} can't be read ({error}); make it anew.") from error
-    values = values.astype(np.float32)
+    except Exception as error:  # of a damaged file readers raise whatever they stumble over
+        reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0] or type(error).__name__
+        raise DataError(f"The {_what(task)} file {path} can't be read ({reason}); make or download it anew.") from error
     shape = (*values.shape[:2], 2) if task == "flow" else values.shape[:2]
     if values.ndim < 2 or values.shape != shape or not values.size:
         raise DataError(
@@ -75,12 +81,12 @@ def read_pfm(path: Path) -> np.ndarray:
     """A PFM file, (H, W) or (H, W, 3), whichever byte order it has."""
     content = path.read_bytes()
     parts = content.split(maxsplit=4)  # the format, width, height and scale are words; the pixels follow one space
-    if len(parts) < 4 or parts[0] not in (b"Pf", b"PF"):
+    if not parts or parts[0] not in (b"Pf", b"PF"):
         raise DataError(f"{path} is no PFM file (it begins with {content[:8]!r}); give one that begins with Pf or PF.")
     channels = 3 if parts[0] == b"PF" else 1
     try:
         width, height, scale = int(parts[1]), int(parts[2]), float(parts[3])
-    except ValueError:
+    except (IndexError, ValueError):
         width = height = 0
         scale = math.nan
     if not (0 < width <= _LARGEST and 0 < height <= _LARGEST and math.isfinite(scale) and scale != 0):
@@ -121,9 +127,7 @@ def read_png(path: Path) -> np.ndarray:
                 levels = np.array(image)
                 return levels.astype(np.uint16) if levels.dtype == np.int32 else levels
         return _color_png(path)
-    except FileNotFoundError:
-        raise
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} is no PNG that can be read ({error}); make the file anew.") from error
 
 
@@ -173,13 +177,16 @@ def _png_flow(path: Path) -> np.ndarray:
 
 def _npy(path: Path) -> np.ndarray:
     try:
-        values = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        # mapped, since then a header can't ask for more memory than the file has
+        values = np.load(path, allow_pickle=False, mmap_mode="r")
+    except Exception as error:  # its header is read as Python text, a zip file as one of arrays
+        reason = str(error).partition("\n")[0]
         raise DataError(
-            f"{path} holds no plain array ({error}); save one with numpy.save, without pickled objects."
+            f"{path} holds no plain array ({reason}); save one with numpy.save, without pickled objects."
         ) from error
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
         raise DataError(f"{path} holds no numbers; save an array of them with numpy.save.")
+    values = np.array(values)
     return np.squeeze(values, -1) if values.ndim == 3 and values.shape[-1] == 1 else values
 
 
@@ -196,12 +203,15 @@ def _hdf5(key: str) -> Callable[[Path], np.ndarray]:
             import h5py
         except ImportError as error:
             raise DataError(f"Reading {path} needs h5py; install it with pip install 'pretext-zoo[data]'.") from error
-        if not path.is_file():
-            raise FileNotFoundError(path)
         try:
             with h5py.File(path, "r") as file:
-                return np.asarray(file[key][()])
-        except (OSError, KeyError, TypeError) as error:
+                values = file[key]
+                if not isinstance(values, h5py.Dataset) or values.dtype.kind not in "fiu":
+                    raise ValueError("it holds no numbers")
+                if values.size > _MOST:  # a few bytes may claim any number of zeros
+                    raise ValueError(f"it claims {values.size:,} numbers")
+                return np.asarray(values)
+        except Exception as error:
             raise DataError(f"{path} is no HDF5 file with an array '{key}' ({error}); download it anew.") from error
 
     return read
