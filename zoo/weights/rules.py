@@ -87,6 +87,10 @@ class Fresh:
     why: str
 
 
+_Found = tuple[Rename | Drop | Alias | None, tuple[str, ...]]
+_REMEMBERED = 4096  # names; a checkpoint is asked for its layout, converted, and compared with several models
+
+
 class KeyRules:
     """An ordered list of rules; the first that matches a name decides, in both directions.
 
@@ -96,6 +100,7 @@ class KeyRules:
     def __init__(self, *rules: Rename | Drop | Alias | Fresh) -> None:
         self.fresh = [rule for rule in rules if isinstance(rule, Fresh)]
         self.rules = [rule for rule in rules if not isinstance(rule, Fresh)]
+        self._looked_up: dict[str, _Found] = {}
         for rule in self.rules:
             other = rule.ours if isinstance(rule, Rename) else rule.same_as if isinstance(rule, Alias) else rule.theirs
             if rule.theirs.count("*") != other.count("*"):
@@ -197,7 +202,15 @@ class KeyRules:
             "without layers added to them, can be written under the reference's names."
         )
 
-    def _rule_for(self, theirs: str) -> tuple[Rename | Drop | Alias | None, tuple[str, ...]]:
+    def _rule_for(self, theirs: str) -> _Found:
+        found = self._looked_up.get(theirs)
+        if found is None:
+            if len(self._looked_up) >= _REMEMBERED:
+                self._looked_up.clear()
+            found = self._looked_up[theirs] = self._first_match(theirs)
+        return found
+
+    def _first_match(self, theirs: str) -> _Found:
         for rule in self.rules:
             parts = _match(rule.theirs, theirs)
             if parts is not None:

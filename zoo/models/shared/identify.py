@@ -59,16 +59,31 @@ def identify(checkpoint: Checkpoint) -> tuple[list[Match], Nearest | None]:
     if not 0 < len(checkpoint.tensors) <= _MAX_TENSORS:
         return matches, nearest
     # shapes tell it all, but for tables of positions, whose values tell their grid
-    shapes = {key: value if "pos" in key else value.to("meta") for key, value in checkpoint.tensors.items()}
+    shapes = {key: value if tells_by_values(key) else value.to("meta") for key, value in checkpoint.tensors.items()}
     checkpoint = replace(checkpoint, tensors=shapes)
+    compared: dict[Any, Match | Nearest | None] = {}
     for variants in _candidates(checkpoint):
-        found = _compare(checkpoint, variants)
+        first = variants[0]
+        model_cls = MODEL_CLASSES[first.architecture]
+        told = _told(checkpoint, model_cls)
+        network = model_cls, repr(first.args | told), first.num_classes
+        if network not in compared:  # families share ResNets, and tags may differ in nothing but what the file tells
+            compared[network] = _compare(checkpoint, first, told)
+        found = compared[network]
         if isinstance(found, Match):
-            matches.append(found)
+            names, args = tuple(variant.name for variant in variants), _decided(found.args, first, model_cls)
+            matches.append(
+                replace(found, variant=names[0], variants=names, architecture=first.architecture, args=args)
+            )
         elif found is not None and (nearest is None or found.share > nearest.share):
             nearest = found
     matches.sort(key=lambda match: (len(match.missing), len(match.left_out), len(match.args)))
     return matches, None if matches else nearest
+
+
+def tells_by_values(key: str) -> bool:
+    """Whether a tensor of this name may be a table of positions, of which more than the shape is asked."""
+    return "pos" in key
 
 
 def _candidates(checkpoint: Checkpoint) -> Iterator[list[Variant]]:
@@ -87,6 +102,7 @@ def _candidates(checkpoint: Checkpoint) -> Iterator[list[Variant]]:
             alike[model_cls] = any(len(theirs & own) >= _ALIKE * len(theirs) for theirs in patterns) or any(
                 rules.covers(tensors)
                 for rules in model_cls.layouts.values()
+                if not rules.covers(("anything",))
                 for _, tensors in without_prefixes(checkpoint.tensors)
             )
         if alike[model_cls] and size >= first.parameters // 8 and _has_width(first.args, widths):
@@ -115,13 +131,13 @@ def _patterns_of(model_cls: Any) -> set[str]:
     return _patterns(create_model(smallest.architecture, device="meta").state_dict())
 
 
-def _compare(checkpoint: Checkpoint, variants: list[Variant]) -> Match | Nearest | None:
-    """What a checkpoint is to a network, made as the catalog says or else with a classifier, and with bias tables, if
-    the checkpoint has them; None where it can't even be told."""
-    told = _told(checkpoint, MODEL_CLASSES[variants[0].architecture])
+def _compare(checkpoint: Checkpoint, variant: Variant, told: dict[str, Any]) -> Match | Nearest | None:
+    """What a checkpoint is to a variant's network, made as the catalog says or else with a classifier, and with bias
+    tables, if the checkpoint has them; None where it can't even be told. A match has all arguments that it was made
+    with besides the catalog's."""
     best = None
-    for args in _arguments(checkpoint, variants[0]):
-        found = _compare_with(checkpoint, variants, told | args)
+    for args in _arguments(checkpoint, variant):
+        found = _compare_with(checkpoint, variant, told | args)
         if isinstance(found, Match):
             return found
         if found is not None and (best is None or found.share > best.share):
@@ -140,23 +156,16 @@ def _arguments(checkpoint: Checkpoint, variant: Variant) -> Iterator[dict[str, A
             yield {"num_classes": len(head), "rel_pos": True}
 
 
-def _compare_with(checkpoint: Checkpoint, variants: list[Variant], args: dict[str, Any]) -> Match | Nearest | None:
-    first = variants[0]
+def _compare_with(checkpoint: Checkpoint, variant: Variant, args: dict[str, Any]) -> Match | Nearest | None:
     try:
-        model: Any = create_model(first.name, device="meta", **args)
+        model: Any = create_model(variant.name, device="meta", **args)
         found = model.layout_of(checkpoint)
         state = model.adapt_state(model.convert(checkpoint))
     except (ZooError, ValueError, TypeError):
         return None
     own = model.state_dict()
-    defaults = {name: parameter.default for name, parameter in signature(type(model)).parameters.items()}
-    decided = {name: value for name, value in args.items() if (defaults | first.args).get(name) != value}
-    if first.form == "encoder":
-        classes = _classes(state, model.head_name)
-        if classes != first.num_classes:
-            decided["num_classes"] = classes
-        else:
-            decided.pop("num_classes", None)
+    if variant.form == "encoder":
+        args = args | {"num_classes": _classes(state, model.head_name)}
         own, state = (
             {k: v for k, v in part.items() if not k.startswith(f"{model.head_name}.")} for part in (own, state)
         )
@@ -167,13 +176,19 @@ def _compare_with(checkpoint: Checkpoint, variants: list[Variant], args: dict[st
     if unexpected or reshaped or parts is None:
         share = (len(own) - len(missing) - len(reshaped)) / max(len(own), len(state), 1)
         shown = [f"{key}: {list(state[key].shape)} where {list(own[key].shape)} is expected" for key in reshaped[:3]]
-        return Nearest(first.architecture, share, tuple(missing[:3]), tuple(unexpected[:3]), tuple(shown))
+        return Nearest(variant.architecture, share, tuple(missing[:3]), tuple(unexpected[:3]), tuple(shown))
     prefix, tensors, rules = found or ("", {}, None)
     left_out = (
         () if rules is None else tuple(f"{count} tensors: {why}" for why, count in rules.left_out(tensors).items())
     )
-    names = tuple(variant.name for variant in variants)
-    return Match(names[0], names, first.architecture, decided, left_out, tuple(parts), prefix)
+    return Match(variant.name, (variant.name,), variant.architecture, args, left_out, tuple(parts), prefix)
+
+
+def _decided(args: dict[str, Any], variant: Variant, model_cls: Any) -> dict[str, Any]:
+    """Those of a match's arguments that are not a variant's anyway."""
+    defaults = {name: parameter.default for name, parameter in signature(model_cls).parameters.items()}
+    known = defaults | {"num_classes": variant.num_classes} | variant.args
+    return {name: value for name, value in args.items() if known.get(name) != value}
 
 
 def _told(checkpoint: Checkpoint, model_cls: Any) -> dict[str, Any]:
