@@ -88,8 +88,7 @@ def save_sparse(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
             tensor = tensors[name]
-            repeated = tensor.untyped_storage().nbytes() <= tensor.dtype.itemsize
-            if not (tensor[(0,) * tensor.ndim] if repeated else tensor).any():
+            if not (tensor[(0,) * tensor.ndim] if tensor.is_floating_point() else tensor).any():  # not all is read
                 file.seek(tensor.numel() * tensor.dtype.itemsize, io.SEEK_CUR)
             else:
                 file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

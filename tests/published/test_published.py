@@ -16,7 +16,9 @@ from tests.published.files import entry_of, evidence, save_sparse, write_file
 from tests.support.checkpoints import FileServer
 from zoo.catalog import VARIANTS, Source, Variant
 from zoo.errors import WeightsUnavailableError
+from zoo.models.inspection import Inspection, inspect_checkpoint
 from zoo.models.itpn import ITPNClip
+from zoo.models.shared import model as shared_model
 from zoo.models.shared.masked import MaskedAutoencoder
 from zoo.weights import authors, cached_path, files, sources
 from zoo.weights import download as download_module
@@ -32,6 +34,7 @@ def first_of_each_kind(variant: Variant) -> list[Source]:
 CASES = [(variant, source) for variant in REMOTE for source in first_of_each_kind(variant)]
 
 CHECKED: set[str] = set()
+INSPECTED: dict[Source, Inspection] = {}
 
 
 def test_every_source_has_its_evidence_and_no_evidence_is_left_over() -> None:
@@ -48,6 +51,8 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Source],
     monkeypatch.delenv("ZOO_WEIGHTS", raising=False)
     monkeypatch.setattr(sources, "LOCK_FILE", tmp_path / "weights.lock.json")
     monkeypatch.setattr(files, "save_safetensors", save_sparse)
+    # reads every number, which are gigabytes of zeros here
+    monkeypatch.setattr(shared_model, "_warn_of_nan", lambda *args: None)
     whole = files.sha256
     # of a sparse file, its length in place of gigabytes of zeros
     monkeypatch.setattr(
@@ -59,7 +64,8 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Source],
     def start(source: Source) -> FileServer:
         entry = entry_of(source)
         assert entry is not None
-        path = tmp_path / "served"
+        path = served_path(tmp_path, source)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_file(entry, path)
         server = FileServer({} if source.kind == "hub" else {"/file": path.read_bytes()})
         arrived = authors.Arrived(path, files.sha256(path), "0" * 40)
@@ -77,10 +83,15 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Source],
 
 @pytest.mark.parametrize(("variant", "source"), CASES, ids=lambda case: getattr(case, "name", None) or case.kind)
 def test_published_file_loads(
-    variant: Variant, source: Source, serve: Callable[[Source], FileServer], caplog: pytest.LogCaptureFixture
+    variant: Variant,
+    source: Source,
+    serve: Callable[[Source], FileServer],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     with serve(source), caplog.at_level(logging.WARNING, logger="zoo"):
         model: Any = timm.create_model(variant.name, pretrained=True)
+        check_inspection(served_path(tmp_path, source), variant, source)
     told = [record for record in caplog.records if "SHA-256" not in record.message]  # these are zeros, not the file
     assert told == [], "nothing is missing, nothing starts at random"
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == variant.parameters
@@ -94,6 +105,27 @@ def test_published_file_loads(
     if variant.architecture not in CHECKED:  # other tags give the same shapes
         check_shapes(model.to("meta").eval(), variant)
         CHECKED.add(variant.architecture)
+
+
+def served_path(folder: Path, source: Source) -> Path:
+    """Where a source's file lies in these tests: under the name, and in the folder, that it was published with."""
+    if source.kind == "url":
+        return folder / "served" / "/".join(source.location.split("/")[-2:])
+    return folder / "served" / (source.filename or "model.safetensors")
+
+
+def check_inspection(path: Path, variant: Variant, source: Source) -> None:
+    """`zoo inspect` names the variant, with nothing missing, and where the file's name tells, no other one."""
+    if source not in INSPECTED:
+        INSPECTED[source] = inspect_checkpoint(path, digest=False)
+    found = INSPECTED[source]
+    match = next(match for match in found.matches if variant.name in match.variants)
+    assert match.missing == () and match.args == {}
+    if path.name != "model.safetensors":
+        same_file = {other.name for other in VARIANTS if source in other.sources}
+        assert set(match.known) == same_file & set(match.variants) and found.matches[0].known
+    code, command = found.code(), found.command()
+    assert code is not None and command is not None and found.matches[0].variant in code and path.name in command
 
 
 @torch.no_grad()

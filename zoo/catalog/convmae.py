@@ -14,7 +14,7 @@ CONVMAE_PAPER = Paper(
     bibtex_key="convmae",
 )
 
-_CONVMAE_SOURCE = Source("gdrive", "1AEPivXw0A0b_m5EwEi6fg2pOAoDr8C31")
+_CONVMAE_SOURCE = Source("gdrive", "1AEPivXw0A0b_m5EwEi6fg2pOAoDr8C31", filename="convmae.pth")
 _CONVMAE_BASE = dict(embed_dim=(256, 384, 768), depths=(2, 2, 11), num_heads=12)
 _CONVMAE_NANO = dict(embed_dim=(48, 96, 192), depths=(1, 1, 4), num_heads=3)
 _CONVMAE_TRAINING = "Pretrained on ImageNet-1K for 1600 epochs as a masked autoencoder, without labels."

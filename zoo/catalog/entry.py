@@ -21,6 +21,7 @@ class Source:
     layout: "zoo" (our key names, safetensors) or "reference" (a checkpoint to be converted).
     revision: of a repository: the commit, or how it begins. recorded_sha256: the digest of the weights, or how it
         begins. Both as somebody has recorded them once: asked for first, and told if they differ, never demanded.
+    filename: of a file on Google Drive, whose id says nothing, as its authors or users call it.
     """
 
     kind: str
@@ -28,6 +29,7 @@ class Source:
     layout: str = "reference"
     revision: str = ""
     recorded_sha256: str = ""
+    filename: str = ""
 
 
 @dataclass(frozen=True)

@@ -64,14 +64,14 @@ FAST_ITPN = (
         dict(embed_dim=384, depths=(1, 1, 12), num_heads=6),
         23_834_976,
         _finetuned((224, 85.1), (384, 86.2), (512, 86.5)),
-        Source("gdrive", "1Ze9RkJggxxi58Dl7sqWrf2TNOSnRK4Wi"),
+        Source("gdrive", "1Ze9RkJggxxi58Dl7sqWrf2TNOSnRK4Wi", filename="fast_itpn_tiny_1600e_1k.pt"),
     ),
     _fast_itpn(
         "small",
         dict(embed_dim=384, depths=(2, 2, 20), num_heads=6),
         39_517_920,
         _finetuned((224, 86.4), (384, 86.95), (512, 87.8)),
-        Source("gdrive", "1Wvk5kQSh8fWQCUwzAp7eaVpmOi3D5_H4"),
+        Source("gdrive", "1Wvk5kQSh8fWQCUwzAp7eaVpmOi3D5_H4", filename="fast_itpn_small_1600e_1k.pt"),
     ),
     _fast_itpn(
         "base",
@@ -79,8 +79,10 @@ FAST_ITPN = (
         84_312_192,
         _finetuned((224, 87.4), (512, 88.5)),
         # the digest is of MCITrack's copy of fast_itpn_base_clipl_e1600.pt, the second source here
-        Source("gdrive", "1ADXPV95XpWb1ROMCih1n3AD52fGdr8C_", recorded_sha256=_BASE_SHA256),
-        Source("gdrive", "1hxth6RWiJ-3rY21CClZqjl2xsL07Kt17", recorded_sha256=_BASE_SHA256),
+        *(
+            Source("gdrive", id, recorded_sha256=_BASE_SHA256, filename="fast_itpn_base_clipl_e1600.pt")
+            for id in ("1ADXPV95XpWb1ROMCih1n3AD52fGdr8C_", "1hxth6RWiJ-3rY21CClZqjl2xsL07Kt17")
+        ),
     ),
     Variant(
         architecture="fast_itpn_base_patch16_224",
@@ -103,6 +105,6 @@ FAST_ITPN = (
         dict(embed_dim=768, depths=(2, 2, 40), num_heads=12),
         311_248_320,
         _finetuned((640, 89.5)),
-        Source("gdrive", "16uybbJ23Fp7lnGNYL5I198glHGhwn_y2"),
+        Source("gdrive", "16uybbJ23Fp7lnGNYL5I198glHGhwn_y2", filename="fast_itpn_large_1600e_1k.pt"),
     ),
 )

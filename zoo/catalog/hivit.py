@@ -19,8 +19,8 @@ _HIVIT_SMALL = dict(embed_dim=384, depths=(4, 4, 20), num_heads=6)
 _HIVIT_BASE = dict(embed_dim=512, depths=(4, 4, 20), num_heads=8)
 _HIVIT_NANO = dict(embed_dim=192, depths=(2, 2, 4), num_heads=3)
 _HIVIT_DECODER = dict(decoder_dim=512, decoder_depth=6, decoder_num_heads=16)
-_HIVIT_MAE = Source("gdrive", "1VZQz4buhlepZ5akTcEvrA3a_nxsQZ8eQ")
-_HIVIT_FINETUNED = Source("gdrive", "1TVfocCnoJj-SB7to6UQFvrB2205u2Q59")
+_HIVIT_MAE = Source("gdrive", "1VZQz4buhlepZ5akTcEvrA3a_nxsQZ8eQ", filename="mae_hivit_base_1600ep.pth")
+_HIVIT_FINETUNED = Source("gdrive", "1TVfocCnoJj-SB7to6UQFvrB2205u2Q59", filename="mae_hivit_base_1600ep_ft100ep.pth")
 _README = "the reference's README.md"
 _HIVIT_TRAINING = "Masked autoencoding of ImageNet-1K for 1600 epochs."
 

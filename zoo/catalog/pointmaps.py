@@ -38,14 +38,16 @@ DEFAULT_POINTMAPS = "dust3r_nano_patch8_64"
 _SERVER = "https://download.europe.naverlabs.com/ComputerVision/"
 
 
-def _sources(folder: str, name: str, revision: str = "", sha256: str = "") -> tuple[Source, ...]:
+def _sources(
+    folder: str, name: str, revision: str = "", sha256: str = "", pickle_sha256: str = ""
+) -> tuple[Source, ...]:
     """The authors' repository on the Hub, then the pickle on their server.
 
-    revision, sha256: each stands in one secondary record (somebody's download), so both may be wrong.
+    revision, sha256, pickle_sha256: each stands in one secondary record (somebody's download), so all may be wrong.
     """
     return (
         Source("hub", f"naver/{name}", revision=revision, recorded_sha256=sha256),
-        Source("url", f"{_SERVER}{folder}/{name}.pth"),
+        Source("url", f"{_SERVER}{folder}/{name}.pth", recorded_sha256=pickle_sha256),
     )
 
 
@@ -56,6 +58,7 @@ DUST3R_512 = _sources(
     "DUSt3R_ViTLarge_BaseDecoder_512_dpt",
     "55c9c80a66567f77335dc2e45a232c12385fbca0",
     "7c300a89534113436bde52732d315121",
+    "9f194a32e34fc124ed10f64115b8e848b7da87c2d1ed131d34b4806721c19dbd",
 )
 MAST3R_512 = _sources("MASt3R", "MASt3R_ViTLarge_BaseDecoder_512_catmlpdpt_metric")
 _MONST3R = (

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import WeightsUnavailableError
-from zoo.models.shared.identify import Match, Nearest, identify
+from zoo.errors import DownloadError, WeightsUnavailableError
+from zoo.models.shared.identify import Match, Nearest, identify, tells_by_values
+from zoo.models.shared.known import known_variants
 from zoo.weights import Checkpoint, files, read_checkpoint
 from zoo.weights.hub import HUB_FILENAME, hub_file, split_id
+from zoo.weights.hub_header import NoHeaderError, read_hub_header
 
 _FILENAMES = (HUB_FILENAME, "pytorch_model.bin", "open_clip_pytorch_model.bin")
 _HUB_PREFIXES = ("hf-hub:", "hf_hub:")
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".torch", ".tar")  # of files, not of repositories
 _PARTS = 20  # things said of the training, at most
 _LETTERS = 200  # of each of them
 
@@ -24,13 +28,18 @@ _LETTERS = 200  # of each of them
 class Inspection:
     """What `inspect_checkpoint` has found.
 
-    container: "safetensors", "torch zip", or "torch, before 1.6". dtypes: how many tensors of each. size: in bytes.
-    sha256: of the file, None if it was not asked for. matches: what it is, the most exact first; nearest: what it is
-    most like, if it is none of the zoo's. training: what it says of how it was made, as text.
+    path: the file; of the Hub's, repository and name. repository: OWNER/NAME@COMMIT of a file on the Hub, else None.
+    container: "safetensors", "torch zip", or "torch, before 1.6". entry: the container's, that the tensors are in, such
+    as "model"; "" if they are all there is. tensors, parameters: how many of them, and of numbers. dtypes: how many
+    tensors of each. size: in bytes. sha256: of the file, None if it was not asked for. matches: what it is, the most
+    exact first; nearest: what it is most like, if it is none of the zoo's. training: what it says of how it was made,
+    as text.
     """
 
     path: Path
+    repository: str | None
     container: str
+    entry: str
     tensors: int
     parameters: int
     dtypes: dict[str, int]
@@ -46,54 +55,99 @@ class Inspection:
             return None
         first = self.matches[0]
         args = "".join(f", {name}={value!r}" for name, value in first.args.items())
+        where = f"file={str(self.path)!r}" if self.repository is None else f"hf_hub_id={self.repository!r}"
+        if self.repository is not None and self.path.name != HUB_FILENAME:
+            where += f", hf_hub_filename={self.path.name!r}"
         partial = ", partial=True" if first.missing else ""
         return (
-            f"import timm, zoo\nmodel = timm.create_model({first.architecture!r}, pretrained=True{args}, "
-            f"pretrained_cfg_overlay=dict(file={str(self.path)!r}{partial})).eval()"
+            f"import timm, zoo\nmodel = timm.create_model({first.variant!r}, pretrained=True{args}, "
+            f"pretrained_cfg_overlay=dict({where}{partial})).eval()"
         )
+
+    def command(self) -> str | None:
+        """The command that converts the file to the zoo's layout, if it is all of a variant and on this machine."""
+        if not self.matches or self.matches[0].missing or self.repository is not None:
+            return None
+        output = f"{self.matches[0].architecture}.safetensors"
+        return shlex.join(["zoo", "convert", str(self.path), "--variant", self.matches[0].variant, "-o", output])
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it in plain types, with the code and the command: what `zoo inspect --json` prints."""
+        return {**asdict(self), "path": str(self.path), "code": self.code(), "command": self.command()}
 
 
 def inspect_checkpoint(name: str | Path, digest: bool = True) -> Inspection:
     """What a checkpoint is: a file, a folder that has one, or a repository of the Hub, as OWNER/NAME[@REVISION].
 
-    digest: compute its SHA-256 too, which takes longer than everything else.
+    digest: compute a file's SHA-256 too, which takes longer than everything else. Of a safetensors file on the Hub
+    the header alone is fetched, and the digest is the one that the Hub announces.
+
     Raises WeightsUnavailableError if there is none, and what `read_checkpoint` raises.
     """
-    path = _find(str(name))
+    path, hub_id = _find(str(name))
+    if hub_id is None:
+        return _inspect_file(path, digest)
+    repo, revision = split_id(hub_id)
+    try:
+        found = read_hub_header(repo, revision, tells_by_values)
+    except (NoHeaderError, DownloadError):
+        path = hub_file(repo, HUB_FILENAME, revision)
+    except WeightsUnavailableError as error:
+        try:
+            path = hub_file(repo, _FILENAMES[1], revision)
+        except WeightsUnavailableError:
+            raise error from None
+    else:
+        known = known_variants(found.checkpoint.path, found.checkpoint.extra.get("variant"), found.sha256, repo)
+        return _told(found.checkpoint, "safetensors", found.size, found.sha256, known, f"{repo}@{found.commit}")
+    # huggingface_hub keeps a commit's files in a folder of its name
+    return replace(
+        _inspect_file(path, digest, repo), path=Path(repo) / path.name, repository=f"{repo}@{path.parent.name}"
+    )
+
+
+def _inspect_file(path: Path, digest: bool, repo: str | None = None) -> Inspection:
     checkpoint = read_checkpoint(path, mapped=True)  # it is let go before this function ends
-    matches, nearest = identify(checkpoint)
+    sha256 = files.sha256(path, progress=True) if digest else None
+    known = known_variants(path, checkpoint.extra.get("variant"), sha256, repo)
+    return _told(checkpoint, _container(path), path.stat().st_size, sha256, known, None)
+
+
+def _told(
+    checkpoint: Checkpoint, container: str, size: int, sha256: str | None, known: dict[str, str], repository: str | None
+) -> Inspection:
+    matches, nearest = identify(checkpoint, known)
     dtypes = Counter(str(value.dtype).removeprefix("torch.") for value in checkpoint.tensors.values())
     return Inspection(
-        path=path,
-        container=_container(path),
+        path=checkpoint.path,
+        repository=repository,
+        container=container,
+        entry=checkpoint.entry,
         tensors=len(checkpoint.tensors),
         parameters=sum(value.numel() for value in checkpoint.tensors.values()),
         dtypes=dict(dtypes.most_common()),
-        size=path.stat().st_size,
-        sha256=files.sha256(path, progress=True) if digest else None,
+        size=size,
+        sha256=sha256,
         matches=matches,
         nearest=nearest,
         training=_training(checkpoint),
     )
 
 
-def _find(name: str) -> Path:
+def _find(name: str) -> tuple[Path, str | None]:
+    """The file that is meant, or the id of a repository of the Hub."""
     path = Path(name).expanduser()
     if path.is_file():
-        return path
+        return path, None
     if path.is_dir():
         for filename in _FILENAMES:
             if (path / filename).is_file():
-                return path / filename
+                return path / filename, None
         raise WeightsUnavailableError(f"The folder {path} has none of {', '.join(_FILENAMES)}. Name the file itself.")
     hub_id = next((name.removeprefix(prefix) for prefix in _HUB_PREFIXES if name.startswith(prefix)), name)
-    if hub_id.count("/") != 1 or hub_id.startswith(("/", ".", "~")):
+    if hub_id.count("/") != 1 or hub_id.startswith(("/", ".", "~")) or path.suffix in _SUFFIXES:
         raise WeightsUnavailableError(f"There is no file {name}. Check the path, or name a repository as OWNER/NAME.")
-    repo, revision = split_id(hub_id)
-    try:
-        return hub_file(repo, HUB_FILENAME, revision)
-    except WeightsUnavailableError:
-        return hub_file(repo, _FILENAMES[1], revision)
+    return path, hub_id
 
 
 def _container(path: Path) -> str:

@@ -270,7 +270,7 @@ def read_header(path: str | Path) -> Header:
     path = Path(path)
     try:
         with open_regular(path) as file:
-            return _parse_header(path, file.read, size_of(file))
+            return header_of(path, file.read, size_of(file))
     except FileNotFoundError as error:
         raise CorruptWeightsError(f"{path} is missing. Get the weights again.") from error
     except OSError as error:
@@ -282,10 +282,11 @@ def read_header(path: str | Path) -> Header:
 def parse_header(path: Path, buffer: mmap.mmap) -> Header:
     """The same of a file that is in memory already."""
     buffer.seek(0)
-    return _parse_header(path, buffer.read, len(buffer))
+    return header_of(path, buffer.read, len(buffer))
 
 
-def _parse_header(path: Path, read: Callable[[int], bytes], size: int) -> Header:
+def header_of(path: str | Path, read: Callable[[int], bytes], size: int) -> Header:
+    """The same of a file of `size` bytes wherever it lies: `read` gives its next ones. path: what errors name."""
     try:
         length = int.from_bytes(read(8), "little")
         if size < 8 or length > size - 8:
@@ -301,7 +302,7 @@ def _parse_header(path: Path, read: Callable[[int], bytes], size: int) -> Header
     return Header(raw, metadata, entries, 8 + length, metadata.pop(_CONTENT, None))
 
 
-def _bad_header(path: Path, error: Exception) -> CorruptWeightsError:
+def _bad_header(path: str | Path, error: Exception) -> CorruptWeightsError:
     reason = f"an entry has no {error}" if isinstance(error, KeyError) else reason_of(error)
     return CorruptWeightsError(
         f"{path} is damaged or no safetensors file: {reason}. Get it again, or if it lies in the zoo's cache, "

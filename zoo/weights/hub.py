@@ -20,7 +20,7 @@ from zoo.weights.download import FIRST_TRIES, TRIES, Pace, SlowTransfer, check_r
 HUB_FILENAME = "model.safetensors"  # timm's name for it
 
 _COMMIT = re.compile("[0-9a-f]{40}")
-_SHA256 = re.compile("[0-9a-f]{64}")
+SHA256 = re.compile("[0-9a-f]{64}")
 _TOKEN = re.compile(r"\bhf_\w{4,}|(?<=[Bb]earer )[\w.~+/=-]{6,}")
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
@@ -44,7 +44,8 @@ def hub_file(
     """
     if PurePosixPath(filename).is_absolute() or ".." in PurePosixPath(filename).parts or "\\" in filename:
         raise WeightsUnavailableError(f"{filename} would lie outside of the repository {repo}. Don't use it.")
-    try:
+    place = f"{filename} of {repo}" + (f" at {revision}" if revision else "")
+    with explained(place, repo, cache_dir):
         known = try_to_load_from_cache(repo, filename, cache_dir, revision)
         here = Path(known) if isinstance(known, str) else None
         if here is not None and (constants.HF_HUB_OFFLINE or _COMMIT.fullmatch(revision or "")):
@@ -61,11 +62,17 @@ def hub_file(
             blob = path.resolve()
             check_arrived(blob, repo, files.sha256(blob, progress=True))
         return path
+
+
+@contextmanager
+def explained(place: str, repo: str, cache_dir: str | Path | None = None) -> Iterator[None]:
+    """Turn huggingface_hub's errors into the zoo's. place: what is wanted of the repository."""
+    try:
+        yield
     # The last two: what it raises for repositories' names and broken transfers.
     except (errors.HTTPError, errors.EntryNotFoundError, SlowTransfer, OSError, ValueError, RuntimeError) as error:
         if isinstance(error, ZooError):
             raise
-        place = f"{filename} of {repo}" + (f" at {revision}" if revision else "")
         if isinstance(error, OSError) and error.errno is not None and error.strerror:
             raise StorageError(
                 f"{place} can't be saved to {cache_dir or constants.HF_HUB_CACHE} ({error.strerror}). "
@@ -121,7 +128,7 @@ def check_arrived(blob: Path, repo: str, digest: str) -> None:
 
     Raises CorruptWeightsError if they differ; the file is removed then.
     """
-    if _SHA256.fullmatch(blob.name) and digest != blob.name:
+    if SHA256.fullmatch(blob.name) and digest != blob.name:
         blob.unlink()
         raise CorruptWeightsError(
             f"A file of {repo} is not as the Hub announced it: its SHA-256 is {digest} instead of {blob.name}. "

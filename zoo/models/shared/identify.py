@@ -26,7 +26,8 @@ _ALIKE = 0.5  # share of names that a checkpoint must have in common with a clas
 class Match:
     """An architecture that a checkpoint is of.
 
-    variant: the first of its variants with these tensors. variants: all of them.
+    variant: the first of its variants with these tensors. variants: all of them. known: of variants whose file it is
+    besides, how that is known.
     args: what the file decides of the constructor's arguments, such as num_classes.
     left_out: parts of the file that the architecture does not take, with the reason. missing: parts of the
     architecture that the file does not have. prefix: what stands in front of all names.
@@ -39,6 +40,7 @@ class Match:
     left_out: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     prefix: str = ""
+    known: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,13 @@ class Nearest:
     other_shapes: tuple[str, ...]
 
 
-def identify(checkpoint: Checkpoint) -> tuple[list[Match], Nearest | None]:
-    """All architectures that a checkpoint is of, the most exact first; if there are none, the one it is most like."""
+def identify(checkpoint: Checkpoint, known: Mapping[str, str] | None = None) -> tuple[list[Match], Nearest | None]:
+    """All architectures that a checkpoint is of, the most exact first; if there are none, the one it is most like.
+
+    known: variants whose file it is, as far as its tensors are theirs, with how that is known; those come before others
+    of the same tensors.
+    """
+    known = known or {}
     matches: list[Match] = []
     nearest: Nearest | None = None
     if not 0 < len(checkpoint.tensors) <= _MAX_TENSORS:
@@ -71,14 +78,29 @@ def identify(checkpoint: Checkpoint) -> tuple[list[Match], Nearest | None]:
             compared[network] = _compare(checkpoint, first, told)
         found = compared[network]
         if isinstance(found, Match):
-            names, args = tuple(variant.name for variant in variants), _decided(found.args, first, model_cls)
+            names = sorted((variant.name for variant in variants), key=lambda name: name not in known)
             matches.append(
-                replace(found, variant=names[0], variants=names, architecture=first.architecture, args=args)
+                replace(
+                    found,
+                    variant=names[0],
+                    variants=tuple(names),
+                    architecture=first.architecture,
+                    args=_decided(found.args, first, model_cls),
+                    known={name: known[name] for name in names if name in known},
+                )
             )
         elif found is not None and (nearest is None or found.share > nearest.share):
             nearest = found
-    matches.sort(key=lambda match: (len(match.missing), len(match.left_out), len(match.args)))
-    return matches, None if matches else nearest
+    matches.sort(key=lambda match: (len(match.missing), len(match.left_out), len(match.args), not match.known))
+    return _closest(matches), None if matches else nearest
+
+
+def _closest(matches: list[Match]) -> list[Match]:
+    """Of an architecture whose tags differ in their arguments, the matches for which the file decides the fewest."""
+    fewest: dict[str, int] = {}
+    for match in matches:
+        fewest[match.architecture] = min(len(match.args), fewest.get(match.architecture, len(match.args)))
+    return [match for match in matches if len(match.args) == fewest[match.architecture]]
 
 
 def tells_by_values(key: str) -> bool:

@@ -53,7 +53,8 @@ class Checkpoint:
     extra: everything else, as plain data; other classes' objects are `Placeholder`s (`vars(extra["args"])`). Any of
         it may be of any type, size and depth.
     path: where it was read from. size: of that file in bytes; all of it stays in memory as long as a tensor does.
-    mapped: the tensors' data is still on disk.
+    mapped: the tensors' data is still on disk. entry: the file's entry that the tensors are of, such as "model"; "" for
+        the file itself.
     """
 
     tensors: dict[str, Tensor]
@@ -61,6 +62,7 @@ class Checkpoint:
     path: Path
     size: int = 0
     mapped: bool = False
+    entry: str = ""
 
     def __repr__(self) -> str:
         return f"<{printable(str(self.path))}: {len(self.tensors)} tensors>"
@@ -97,7 +99,7 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> Checkpoint:
         data.mapped = mapped
         return data
     try:
-        tensors, extra = find_state_dict(data)
+        tensors, extra, entry = find_state_dict(data)
     except UnreadableTensorError as error:
         raise CorruptWeightsError(
             f"{path} holds tensors of a kind that the zoo doesn't read: {error.args[0]}. "
@@ -113,7 +115,7 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> Checkpoint:
         raise UnsafeCheckpointError(
             f"{path} holds {len(buffer)} bytes, and its tensors say that they are {claimed}. Don't use this file."
         )
-    return Checkpoint(tensors, extra, path, len(buffer), mapped)
+    return Checkpoint(tensors, extra, path, len(buffer), mapped, entry)
 
 
 def _container(path: Path, head: bytes) -> Callable[[Path, mmap.mmap], Any]:
@@ -153,8 +155,8 @@ class UnreadableTensorError(LookupError):
     """A state dict holds a tensor that isn't plain numbers."""
 
 
-def find_state_dict(data: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split what a checkpoint holds into the model's tensors and everything else.
+def find_state_dict(data: Any) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """Split what a checkpoint holds into the model's tensors and everything else, and tell whose entry the tensors are.
 
     Raises LookupError that says what there was if no tensors are found, UnreadableTensorError (a LookupError) for
     quantized and sparse ones.
@@ -168,17 +170,18 @@ def find_state_dict(data: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if type(branches) is dict:
             tensors, _ = _split_branches(branches)
             if tensors:
-                return tensors, {_label(key): value for key, value in data.items() if key != "classy_state_dict"}
+                rest = {_label(key): value for key, value in data.items() if key != "classy_state_dict"}
+                return tensors, rest, "classy_state_dict.base_model.model"
     for name in ("state_dict_ema", "model_ema", "model", "state_dict", "module", "model_state_dict"):
         if type(data.get(name)) is dict:
             tensors, rest = _split_branches(data[name])
             if tensors:
                 if name in _AVERAGES and len(data) > 1:
                     _logger.info("took %s, the moving average of the weights, as timm does", name)
-                return tensors, {_label(key): value for key, value in data.items() if key != name} | rest
+                return tensors, {_label(key): value for key, value in data.items() if key != name} | rest, name
     tensors, rest = _split(data)
     if tensors:
-        return tensors, rest
+        return tensors, rest, ""
     keys = ", ".join(printable(_label(key), 60) for key in list(data)[:10])
     raise LookupError(f"its top-level entries are {keys[:300]}" if data else "it is empty")
 
