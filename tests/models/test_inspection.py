@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import OrderedDict
@@ -12,12 +13,18 @@ from typing import Any
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
+from safetensors.torch import save
 from torch import Tensor
 
+from tests.support.checkpoints import torch_bytes
+from tests.support.hub_server import Fault, HubServer
 from tests.weights.test_conversion import reference_checkpoint
-from zoo.errors import CheckpointMismatchError, UnsafeCheckpointError, WeightsUnavailableError
+from zoo.catalog import VARIANTS
+from zoo.errors import CheckpointMismatchError, CorruptWeightsError, UnsafeCheckpointError, WeightsUnavailableError
 from zoo.models.inspection import inspect_checkpoint
 from zoo.models.shared.identify import identify
+from zoo.models.shared.known import known_variants
 from zoo.weights import Checkpoint, save_safetensors
 
 Zoo = Callable[..., tuple[int, str, str]]
@@ -82,6 +89,8 @@ def test_command(zoo: Zoo, tmp_path: Path) -> None:
     found = json.loads(out)
     assert found["matches"][0]["architecture"] == NANO and found["sha256"] is None
     assert found["dtypes"] == {"float32": len(state(NANO))} and found["size"] == path.stat().st_size
+    page = (Path(__file__).parents[2] / "docs" / "inspect.md").read_text("utf-8")
+    assert [key for part in (found, found["matches"][0]) for key in part if f"| `{key}` |" not in page] == []
     code, _, err = zoo("inspect", tmp_path / "nothing.pth")
     assert code == 2 and "There is no file" in err
 
@@ -119,3 +128,76 @@ def test_places(tmp_path: Path) -> None:
         inspect_checkpoint(tmp_path / "folder")
     torch.save(state(NANO), tmp_path / "folder" / "pytorch_model.bin")
     assert inspect_checkpoint(tmp_path / "folder", digest=False).matches[0].architecture == NANO
+
+
+def test_sizes_and_tags_of_the_code_are_the_file_s(tmp_path: Path) -> None:
+    """Tags of one architecture differ in their arguments and normalization; the code names the right one."""
+    checkpoint = reference_checkpoint("itpn_base_clip_pretrain")
+    torch.save({"module": {f"module.{k}": v.half() for k, v in checkpoint.tensors.items()}}, tmp_path / "x.y.z.pt")
+    found = inspect_checkpoint(tmp_path / "x.y.z.pt", digest=False)
+    assert (found.entry, found.matches[0].prefix) == ("module", "module.")
+    encoder = next(match for match in found.matches if match.architecture == "itpn_base_patch16_224")
+    assert encoder.variants == ("itpn_base_patch16_224.clip_in1k",), "not the tag of pixels, which has no bias tables"
+    model = timm.create_model(encoder.variant, pretrained=True, pretrained_cfg_overlay=dict(file=str(found.path)))
+    assert model.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
+
+
+def test_files_with_the_same_tensors_are_told_apart(tmp_path: Path) -> None:
+    base = "fast_itpn_base_patch16_224.clipl_in1k_1600e"
+    (source, *_) = next(variant.sources for variant in VARIANTS if variant.name == base)
+    here = tmp_path / "x.pth"
+    assert known_variants(here, None, source.recorded_sha256) == {base: "by its SHA-256"}
+    assert known_variants(here, base, "0" * 64) == {base: "as it says itself"}
+    assert known_variants(here, "a model of somebody", "0" * 64) == {}
+    (tmp_path / "x.pth.json").write_text('{"gdrive": "1ddGbBm46FiUdNs9HPSepokhuOKhEnBdV", "sha256": "0"}')
+    of_record = {"fast_itpn_base_patch16_224.clipl_in1k_ft_in21k": "by the record of its download"}
+    assert known_variants(here, None, "0" * 64) == of_record
+    assert list(known_variants(tmp_path, None, None, "naver/DUSt3R_ViTLarge_BaseDecoder_512_dpt")) == [
+        "crocov2_large_patch16_224.dust3r_512",
+        "dust3r_large_patch16_512_dpt.naver",
+    ]
+    last = "model_final_checkpoint_phase199.torch"
+    second = "pirl_jigsaw_4node_200ep_pirl_jigsaw_4node_resnet_22_07_20.ffd17b75"
+    assert list(known_variants(tmp_path / second / last, None)) == ["pirl_resnet50.in1k_200e_run2"]
+    assert {"pirl_resnet50.in1k_200e", "pirl_resnet50.in1k_200e_run2"} < set(known_variants(tmp_path / last, None))
+
+
+def test_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zoo: Zoo) -> None:
+    """The header is fetched, and the file only where a server has no parts of it."""
+    body = save(state(NANO), {"variant": f"{NANO}.scenes"})
+    with HubServer(tmp_path / "server") as hub:
+        hub.patch(monkeypatch, tmp_path / "home")
+        commit = hub.add_repo("owner/a.model", {"model.safetensors": body}).refs["main"]
+        found = inspect_checkpoint("hf-hub:owner/a.model")
+        assert found.repository == f"owner/a.model@{commit}" and found.sha256 == hashlib.sha256(body).hexdigest()
+        assert found.matches[0].known == {f"{NANO}.scenes": "as it says itself"} and found.command() is None
+        assert [seen.headers["range"] for seen in hub.seen if seen.route == "cdn"] == ["bytes=0-262143"]
+        assert not list((tmp_path / "home").rglob("*.safetensors"))
+        code, out, _ = zoo("inspect", f"owner/a.model@{commit}")
+        assert code == 0 and f"on the Hub  owner/a.model@{commit}" in out and "exactly, as it says itself" in out
+        names: dict[str, Any] = {}
+        exec(out[out.index("import timm, zoo") :], names)
+        assert type(names["model"]).__name__ == "CrocoEncoder"
+
+        hub.add_files("owner/a.model", {"model.safetensors": body[:-1]})
+        with pytest.raises(CorruptWeightsError, match="damaged or no safetensors file"):
+            inspect_checkpoint("owner/a.model")
+        hub.add_repo("owner/pickle", {"pytorch_model.bin": torch_bytes(state(NANO))})
+        found = inspect_checkpoint("owner/pickle")
+        assert (found.path.name, found.matches[0].architecture) == ("pytorch_model.bin", NANO)
+        assert "hf_hub_filename='pytorch_model.bin'" in (found.code() or "")
+        hub.add_repo("owner/gated", {"model.safetensors": body}, gated=True)
+        for place, reason in (("owner/gated", "it is gated"), ("owner/none", "there is no repository")):
+            with pytest.raises(WeightsUnavailableError, match=reason):
+                inspect_checkpoint(place)
+
+        hub.add_repo("owner/whole", {"model.safetensors": body})
+        hub.faults.append(Fault("cdn", method="GET", status=200, body=body))
+        found = inspect_checkpoint("owner/whole")
+        assert (found.repository or "").startswith("owner/whole@") and found.sha256 == hashlib.sha256(body).hexdigest()
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert inspect_checkpoint("owner/whole") == found, "from the Hub's cache"
+        with pytest.raises(WeightsUnavailableError, match="HF_HUB_OFFLINE is set"):
+            inspect_checkpoint("owner/a.model")
+    with pytest.raises(WeightsUnavailableError, match="There is no file owner/lost.safetensors"):
+        inspect_checkpoint("owner/lost.safetensors")

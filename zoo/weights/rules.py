@@ -143,7 +143,8 @@ class KeyRules:
                 if ours in renamed or self.reference_name(ours) != theirs:
                     raise CheckpointMismatchError(
                         f"{name}: the checkpoint's {printable(theirs)} is ambiguous, since it is no reference's name "
-                        f"of {printable(ours)}. Check that the file was made for this variant."
+                        f"of {printable(ours)}. Check that the file was made for this variant; `zoo inspect` tells "
+                        "what it is."
                     )
                 renamed[ours] = rule.apply(tensor)
         if unknown:
