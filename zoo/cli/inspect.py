@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def inspect(
     checkpoint: Annotated[str, typer.Argument(help="A file, a folder, or a repository of the Hub as OWNER/NAME.")],
-    digest: Annotated[bool, typer.Option("--digest/--no-digest", help="Compute the SHA-256 of the whole file.")] = True,
+    digest: Annotated[
+        bool, typer.Option("--digest/--no-digest", help="Read the whole file, for its SHA-256 and checksums.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Tell what a checkpoint is: its container, whose it is, and how to load it.

@@ -79,8 +79,8 @@ class Inspection:
 def inspect_checkpoint(name: str | Path, digest: bool = True) -> Inspection:
     """What a checkpoint is: a file, a folder that has one, or a repository of the Hub, as OWNER/NAME[@REVISION].
 
-    digest: compute a file's SHA-256 too, which takes longer than everything else. Of a safetensors file on the Hub
-    the header alone is fetched, and the digest is the one that the Hub announces.
+    digest: read all of a file, for its SHA-256 and its own checksums, which takes longer than everything else. Of a
+    safetensors file on the Hub the header alone is fetched, and the digest is the one that the Hub announces.
 
     Raises WeightsUnavailableError if there is none, and what `read_checkpoint` raises.
     """
@@ -107,7 +107,7 @@ def inspect_checkpoint(name: str | Path, digest: bool = True) -> Inspection:
 
 
 def _inspect_file(path: Path, digest: bool, repo: str | None = None) -> Inspection:
-    checkpoint = read_checkpoint(path, mapped=True)  # it is let go before this function ends
+    checkpoint = read_checkpoint(path, mapped=True, checked=digest)  # it is let go before this function ends
     sha256 = files.sha256(path, progress=True) if digest else None
     known = known_variants(path, checkpoint.extra.get("variant"), sha256, repo)
     return _told(checkpoint, _container(path), path.stat().st_size, sha256, known, None)

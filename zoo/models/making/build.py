@@ -148,8 +148,8 @@ def _create(
         path, origin = _weights_file(variant, pretrained_cfg, overlay, cache_dir)
         overlay.update(file=str(path), custom_load=True, source=None)
         if model_cls.file_args:
-            # for a moment, and without the gigabytes
-            args |= _args_from(model_cls, weights.read_checkpoint(path, mapped=True), args, variant.architecture)
+            told = weights.read_checkpoint(path, mapped=True, checked=False)  # for a moment, and not the gigabytes
+            args |= _args_from(model_cls, told, args, variant.architecture)
 
     def build(pretrained: bool, device: torch.device | str | None) -> nn.Module:
         return build_model_with_cfg(

@@ -104,13 +104,14 @@ class ZooModel(nn.Module):
             _logger.info("%s: took %s off the names of its tensors", name, prefix)
         if rules is None:
             return dict(tensors)
-        return rules.fill(rules.to_zoo(tensors, name=name), self.state_dict(), name=name)
+        return rules.fill(rules.to_zoo(tensors, name=name), self.state_dict() if rules.fresh else {}, name=name)
 
     def layout_of(self, checkpoint: Checkpoint) -> tuple[str, Mapping[str, Tensor], KeyRules | None] | None:
         """What stands in front of a checkpoint's names, its tensors without it, and the rules that cover all of them,
         None for this form's own names. None if no layout fits."""
+        own = set(self.state_dict())
         for prefix, tensors in without_prefixes(checkpoint.tensors):
-            if set(tensors) == set(self.state_dict()):
+            if set(tensors) == own:
                 return prefix, tensors, None
             for rules in self.layouts.values():
                 if rules.covers(tensors):

@@ -68,11 +68,12 @@ class Checkpoint:
         return f"<{printable(str(self.path))}: {len(self.tensors)} tensors>"
 
 
-def read_checkpoint(path: str | Path, *, mapped: bool = False) -> Checkpoint:
+def read_checkpoint(path: str | Path, *, mapped: bool = False, checked: bool = True) -> Checkpoint:
     """Read a .safetensors file, a torch checkpoint or a torch checkpoint in the format from before 1.6.
 
     mapped: leave the tensors' data on disk until it is used. For files that nobody ever writes over: whoever has
-    such tensors sees what is written there, and dies of SIGBUS when the file gets shorter.
+    such tensors sees what is written there, and dies of SIGBUS when the file gets shorter. checked: compare the
+    checksums of the tensors' data, where the file has them; without it a mapped file is hardly read.
 
     Raises WeightsUnavailableError if there is no such file, UnsafeCheckpointError if it tries to run code or would
     take more time or memory than one of its size can need, and CorruptWeightsError if it is damaged, of another
@@ -94,7 +95,7 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> Checkpoint:
         raise CorruptWeightsError(
             f"{path} can't be read ({files.reason_of(error)}). Check that it is a checkpoint file."
         ) from error
-    data = read(path, buffer)
+    data = _read_zip(path, buffer, checked) if read is _read_zip else read(path, buffer)
     if isinstance(data, Checkpoint):
         data.mapped = mapped
         return data
@@ -240,9 +241,9 @@ def _read_safetensors(path: Path, buffer: mmap.mmap) -> Checkpoint:
     return Checkpoint(tensors, dict(header.metadata), path, len(buffer))
 
 
-def _read_zip(path: Path, buffer: mmap.mmap) -> Any:
+def _read_zip(path: Path, buffer: mmap.mmap, checked: bool = True) -> Any:
     try:
-        members = zips.zip_members(buffer)
+        members = zips.zip_members(buffer, checked)
     except ValueError as error:
         raise CorruptWeightsError(f"{path} is damaged: {error}. Get the file again.") from error
     pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
