@@ -21,7 +21,9 @@ from zoo.weights import read_checkpoint, save_safetensors
 
 SMALL = dict(layers=(1, 1, 1, 1), channels=(12, 12, 12, 12))
 FAMILIES = ("pirl", "jigsaw", "jigclu")
-ENCODERS = sorted({v.architecture for v in VARIANTS if v.family in FAMILIES and v.form == "encoder"})
+ENCODERS = sorted(
+    {v.architecture for v in VARIANTS if v.family in FAMILIES and v.form == "encoder" and "resnet50" in v.name}
+)
 
 
 def load(architecture: str, path: Path, **args: Any) -> nn.Module:
@@ -209,7 +211,7 @@ def test_pretraining_form_and_its_encoder(reference: nn.Module, tmp_path: Path, 
     assert "heads is not in" in caplog.text
     assert torch.equal(fresh.encoder.conv1.weight, small["conv1.weight"])
     assert fresh.heads.image[0].weight.std() > 0 and not any(p.is_meta for p in fresh.parameters())
-    with pytest.raises(ValueError, match="create the encoder's architecture"):
+    with pytest.raises(ValueError, match="create pirl_resnet50 with features_only"):
         timm.create_model("pirl_resnet50_lin128", features_only=True)
 
 

@@ -89,7 +89,7 @@ class PretextModel(ZooModel):
     head_name = "heads"
     first_conv = "encoder.conv1"
     cfg = _CFG
-    features_only_advice = "{} has the heads of its pretext task; create the encoder's architecture with features_only."
+    features_only_advice = "{} has the heads of its pretext task; create {} with features_only."
     num_classes = 0
     heads: Any
 

@@ -175,10 +175,20 @@ def test_pairs_are_checked() -> None:
 
 
 def test_classes_are_not_ignored() -> None:
-    for name in ("croco_nano_patch8_64_dec128d4", "hivit_nano_patch16_64_mae", "pirl_nano_48_lin64"):
-        with pytest.raises(ZooError, match="num_classes=10 means nothing"):
-            timm.create_model(name, num_classes=10)
+    encoders = {
+        "croco_nano_patch8_64_dec128d4": "croco_nano_patch8_64",
+        "croco_nano_patch8_dec128d4_stereo": "croco_nano_patch8_64",
+        "hivit_nano_patch16_64_mae": "hivit_nano_patch16_64",
+        "pirl_nano_48_lin64": "pirl_nano_48",
+        "dust3r_nano_patch8_64": "the encoder's architecture",
+    }
+    for name, encoder in encoders.items():
+        for pretrained in (False, True):
+            with pytest.raises(ZooError, match=f"num_classes=10 means nothing; create {encoder} "):
+                timm.create_model(name, pretrained, num_classes=10)
         timm.create_model(name, num_classes=0)
+    with pytest.raises(ZooError, match="num_classes=10 means nothing"):
+        zoo.create_pair_model("vit_tiny_patch16_224", "cross64d1", depth=1, num_classes=10)
 
 
 @pytest.fixture(scope="module")

@@ -129,6 +129,11 @@ def create_pair_model(
             f"A decoder called '{decoder}' is unknown; write block, width and depth, as in cross512d8."
         )
     block, dim, depth = match[1], int(match[2]), int(match[3])
+    if encoder_args.get("num_classes"):
+        raise ArgumentsError(
+            f"A two-image model has no classifier, so num_classes={encoder_args['num_classes']} means nothing; leave it "
+            "out."
+        )
     if isinstance(encoder, str):
         if img_size is not None:
             encoder_args["img_size"] = img_size

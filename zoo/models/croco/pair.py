@@ -31,7 +31,7 @@ class PairModel(PatchPredictor):
     first_conv = "encoder.patch_embed.proj"
     features_only_advice = (
         "{} takes two images, so features_only does not apply; call its forward_intermediates(img1, img2), or create "
-        "the encoder's architecture with features_only=True."
+        "{} with features_only=True."
     )
 
     def __init__(

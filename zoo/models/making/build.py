@@ -132,11 +132,11 @@ def _create(
     **kwargs: Any,
 ) -> nn.Module:
     if variant.form != "encoder" and kwargs.pop("features_only", False):
-        raise ValueError(model_cls.features_only_advice.format(variant.architecture))
+        raise ValueError(model_cls.features_only_advice.format(variant.architecture, _encoder_of(variant)))
     if variant.form != "encoder" and kwargs.get("num_classes"):
         raise ArgumentsError(
             f"{variant.architecture} has no classifier, so num_classes={kwargs['num_classes']} means nothing; create "
-            "the encoder's architecture with it (`zoo list --form encoder`)."
+            f"{_encoder_of(variant)} with it."
         )
     overlay = dict(pretrained_cfg_overlay or {})
     if (place := _published_place(pretrained_cfg)) is not None:
@@ -178,6 +178,15 @@ def _create(
     # timm adds the caller's; so a published config says all of them
     model._model_args = args  # type: ignore[assignment]
     return model.to(device) if pretrained and device is not None else model
+
+
+def _encoder_of(variant: Variant) -> str:
+    """The architecture of a form's encoder alone, by their names."""
+    encoders = {other.architecture for other in VARIANTS if other.family == variant.family and other.form == "encoder"}
+    base = variant.architecture.partition("_dec")[0] + "_"
+    inside = [name for name in encoders if variant.architecture.startswith(f"{name}_")]
+    inside = inside or [name for name in encoders if name.startswith(base)]
+    return max(inside, key=len, default="the encoder's architecture (`zoo list --form encoder`)")
 
 
 def _published_place(pretrained_cfg: Any) -> str | None:

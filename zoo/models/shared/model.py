@@ -36,9 +36,7 @@ class ZooModel(nn.Module):
     first_conv = "patch_embed.proj"
     default_out_indices: int | tuple[int, ...] = 3
     """What features_only gives when nobody says; an int: that many last ones."""
-    features_only_advice = (
-        "{} is no backbone of one image, so features_only does not apply; create the encoder's architecture with it."
-    )
+    features_only_advice = "{} is no backbone of one image, so features_only does not apply; create {} with it."
     cfg: Mapping[str, Any] = {}
     """What timm's pretrained config of this form has otherwise than `_pretrained_cfg` says."""
     config_file = False

@@ -226,6 +226,9 @@ def test_training(name: str, tmp_path: Path) -> None:
     assert len(rows) == 3 and all(0 <= row[accuracy] <= 1 for row in rows)
     state = load_file(tmp_path / "model.safetensors")
     assert {key.split(".")[0] for key in state} == {"encoder", "heads"}
+    overlay, channels = dict(file=str(tmp_path / "model.safetensors")), NARROW["channels"]
+    encoder = timm.create_model(f"{name}_64", pretrained=True, pretrained_cfg_overlay=overlay, channels=channels)
+    assert all(torch.equal(value, state[f"encoder.{key}"]) for key, value in encoder.state_dict().items())
     result = evaluate(tmp_path, samples=8)
     assert result["samples"] == 8 and result["steps"] == 3 and result["chance"] in (0.25, 0.01)
     assert 0 <= result["location_accuracy" if name == "jigclu_nano" else "permutation_accuracy"] <= 1

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
@@ -34,8 +35,9 @@ from zoo.train.objectives.jigsaw.pirl import (
 from zoo.train.recipe import Recipe, load_recipe
 from zoo.train.run import read_log
 
+TINY_ARGS = dict(layers=(1, 1, 1, 1), channels=(4, 4, 4, 4), dim=8, norm_layer="groupnorm1")
 TINY = {
-    "model_args": dict(layers=(1, 1, 1, 1), channels=(4, 4, 4, 4), dim=8, norm_layer="groupnorm1"),
+    "model_args": TINY_ARGS,
     "data": dict(source="scenes", samples=24, image_size=36),
     "objective": dict(name="pirl", negatives=40, image_size=32, crop_size=36, patch_size=8),
     "batch_size": 8,
@@ -170,6 +172,10 @@ def test_normalizer_is_fixed_once_and_kept(tmp_path: Path) -> None:
     train(recipe, tmp_path, workers=0, progress=False)
     state = load_file(tmp_path / "checkpoint.safetensors")
     assert state["objective.normalizer"] > 0 and state["objective.bank.vectors"].shape == (24, 8)
+
+    overlay, args = dict(file=str(tmp_path / "model.safetensors")), {k: v for k, v in TINY_ARGS.items() if k != "dim"}
+    encoder = timm.create_model("pirl_nano_48", pretrained=True, pretrained_cfg_overlay=overlay, **args)
+    assert torch.equal(encoder.conv1.weight, weights_of(tmp_path)["encoder.conv1.weight"])
 
 
 # ---------------------------------------------------------------------------------- several processes
