@@ -114,7 +114,12 @@ def _entry_point(architecture: str) -> Callable[..., nn.Module]:
 
     described = "\n".join(f"        {v.tag or 'no tag yet'}: {v.description} ({v.license})" for v in variants)
     create.__name__ = create.__qualname__ = architecture
-    create.__doc__ = f"""{_facts(variants[0])}
+    facts = (
+        _facts(variants[0])
+        if variants
+        else "A two-image decoder on one of timm's transformers: its encoder=, and more."
+    )
+    create.__doc__ = f"""{facts}
 
     pretrained: load the weights of the first tag.
     weights: load those of this tag; or of a repository on the Hub, "OWNER/NAME" or "OWNER/NAME@REVISION"; or a local
@@ -183,5 +188,6 @@ def _create_published(
 
 
 globals().update({variant.architecture: _entry_point(variant.architecture) for variant in catalog.VARIANTS})
+globals()["create_pair_model"] = _entry_point("create_pair_model")  # what zoo.create_pair_model makes
 # names with a dot, which only torch.hub can call
 globals().update({variant.name: _variant_entry_point(variant) for variant in catalog.VARIANTS if variant.tag})

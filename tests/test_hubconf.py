@@ -73,10 +73,10 @@ print(zoo.__file__, sys.path == before, tuple(model(torch.zeros(1, 3, 64, 64)).s
     )
     names, texts, loaded = output.split("----\n")
     architectures = {variant.architecture for variant in VARIANTS}
-    assert names.split() == sorted(architectures | {variant.name for variant in VARIANTS})
+    assert names.split() == sorted(architectures | {variant.name for variant in VARIANTS} | {"create_pair_model"})
     for variant in VARIANTS:
         assert f"{variant.tag}: {variant.description} ({variant.license})" in texts or not variant.tag
-    assert texts.count("weights: load those of this tag; or of a repository on the Hub") == len(architectures)
+    assert texts.count("weights: load those of this tag; or of a repository on the Hub") == len(architectures) + 1
     assert loaded.split(" ", 1) == [str(clone / "zoo" / "__init__.py"), "True (1, 7)\n"]
 
 

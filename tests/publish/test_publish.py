@@ -22,7 +22,7 @@ from tests.support.publishing import ENCODER, PAIR, REPO, TINY, same, tiny, trai
 from zoo import publish
 from zoo.catalog import Metric
 from zoo.cli import app
-from zoo.errors import PublishError
+from zoo.errors import PublishError, ZooError
 from zoo.models import Ancestor, ZooModel
 from zoo.train.recipe import load_recipe
 from zoo.weights import sources
@@ -52,6 +52,59 @@ def test_encoder(hub: HubServer) -> None:
     assert [tuple(m.shape) for m in backbone(torch.ones(1, 3, 32, 32))] == [(1, 48, 4, 4)] * 3
     ten = timm.create_model(f"hf-hub:{REPO}", pretrained=True, num_classes=10)
     assert ten.head.out_features == 10 and torch.equal(ten.patch_embed.proj.weight, model.patch_embed.proj.weight)
+
+
+PAIRS: dict[str, dict[str, Any]] = {
+    "vit_tiny_patch16_224": dict(depth=1, img_size=(48, 32), freeze_encoder=True),
+    "eva02_tiny_patch14_224": dict(depth=1, img_size=28, norm_memory=False),
+    ENCODER: dict(TINY, decoder_num_heads=2, pos_embed="sincos"),
+}
+
+
+@pytest.mark.parametrize("encoder", PAIRS)
+def test_pair_on_any_encoder(encoder: str, hub: HubServer, no_pictures: None) -> None:
+    """By the name of the function that makes it, and the name of its encoder, with what it was made of."""
+    torch.manual_seed(0)
+    pair = zoo.create_pair_model(encoder, "cat32d1", completes=False, **PAIRS[encoder]).eval()
+    zoo.push_to_hub(pair, REPO)
+    config = json.loads(hub.read(REPO, "config.json"))
+    assert config["architecture"] == "create_pair_model" and config["model_args"]["encoder"] == encoder
+    assert config["pretrained_cfg"]["mean"] == list(pair.pretrained_cfg["mean"])
+    loaded = timm.create_model(f"hf-hub:{REPO}", pretrained=True).eval()
+    assert same(pair, loaded) and loaded.encoder_frozen == pair.encoder_frozen
+    assert loaded.ancestor == Ancestor(REPO, "apache-2.0")
+    images = torch.randn(2, 1, 3, *pair.encoder.patch_embed.img_size)
+    assert torch.equal(pair(*images), loaded(*images))
+    # published again, from what was loaded, or from an encoder that was made before
+    zoo.push_to_hub(loaded, "owner/again")
+    assert same(timm.create_model("hf-hub:owner/again", pretrained=True), pair)
+
+
+def test_pair_on_an_encoder_that_was_made_before(hub: HubServer, no_pictures: None) -> None:
+    vit = timm.create_model("vit_tiny_patch16_224.augreg_in21k", depth=1, img_size=32, num_classes=3)
+    pair = zoo.create_pair_model(vit, "cross32d1")
+    assert pair.ancestor == Ancestor("timm/vit_tiny_patch16_224.augreg_in21k", "apache-2.0")
+    vit.pretrained_cfg["license"] = "cc-by-nc-4.0"
+    pair = zoo.create_pair_model(timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32), "cross32d1")
+    with pytest.raises(PublishError, match=r"keep its license"):
+        zoo.push_to_hub(zoo.create_pair_model(vit, "cross32d1"), REPO, license="mit")
+    zoo.push_to_hub(pair, REPO)
+    assert same(timm.create_model(f"hf-hub:{REPO}", pretrained=True), pair)
+    assert yaml.safe_load(hub.read(REPO, "README.md").decode().split("---")[1])["base_model"].startswith(
+        "timm/vit_tiny"
+    )
+
+
+def test_pair_whose_config_names_another_encoder(tmp_path: Path, no_pictures: None, reads: Any) -> None:
+    pair = zoo.create_pair_model("vit_tiny_patch16_224", "cross32d1", depth=1, img_size=32)
+    publish.export_model(pair, tmp_path, REPO)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for encoder in ("resnet18", "create_pair_model", "/tmp", 3, "hf-hub:them/theirs"):
+        config["model_args"]["encoder"] = encoder
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ZooError) as caught:
+            timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    reads(caught.value)
 
 
 def test_classifier(hub: HubServer, no_pictures: None) -> None:
@@ -183,6 +236,20 @@ def test_finished_run(hub: HubServer, tmp_path: Path, recipe_file: Path) -> None
     assert again["model_args"]["embed_dim"] == 48
 
 
+def test_run_of_a_pair_on_any_encoder(hub: HubServer, tmp_path: Path, recipe_file: Path) -> None:
+    vit = dict(encoder="vit_tiny_patch16_224", patch_size=8, depth=1, img_size=16)
+    pair = {"model": "create_pair_model", "model_args": dict(vit, decoder="cross32d1"), "schedule.length": 2}
+    run = train(recipe_file, tmp_path / "run", **pair)
+    result = CliRunner().invoke(app, ["push", str(run), "--repo", REPO])
+    assert result.exit_code == 0, result.output
+    assert {"recipe.yaml", "loss.png", "completion.png"} <= set(hub.listing(REPO))
+    card = hub.read(REPO, "README.md").decode()
+    assert "`create_pair_model`" in card and "vit_tiny_patch16_224" in card and "They started at random." in card
+    loaded: Any = timm.create_model(f"hf-hub:{REPO}", pretrained=True)
+    with safe_open(run / "model.safetensors", "pt") as file:
+        assert all(torch.equal(file.get_tensor(key), value) for key, value in loaded.state_dict().items())
+
+
 def test_interrupted_run(hub: HubServer, tmp_path: Path, recipe_file: Path, no_pictures: None) -> None:
     run = train(recipe_file, tmp_path / "run")
     (run / "model.safetensors").unlink()
@@ -250,7 +317,7 @@ def test_would_not_load_back(tmp_path: Path) -> None:
     odd._model_args["norm_layer"] = torch.nn.LayerNorm
     built = type(tiny())(**TINY)
     wrapped = tiny(features_only=True, depth=3)
-    pair = zoo.create_pair_model(ENCODER, "cross32d1", decoder_num_heads=2, **TINY)
+    pair = zoo.create_pair_model(type(tiny())(**TINY), "cross32d1", decoder_num_heads=2)
     for model, message in (
         (longer, "would not load back: .*blocks.2"),
         (other, r"would not load back: made again from its name and arguments, it gives other outputs \(by"),

@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from timm.models._input import get_model_input_config
 
-from zoo.catalog import Metric, Variant
+from zoo.catalog import VARIANTS, Metric, Variant
 from zoo.models import Ancestor, ZooModel
 from zoo.publish.folder import LOSS, PICTURES, RECIPE, SUMS
 from zoo.publish.runs import Run
@@ -45,9 +45,10 @@ def make_card(
     trained = (
         f"trained by pretext-zoo's recipe {_code(run.recipe.name)}" if run is not None else "published with pretext-zoo"
     )
+    what = _FORMS[variant.form] if variant in VARIANTS else variant.description  # of create_pair_model
     sections = [
         f"# {repo.rpartition('/')[2]}",
-        f"{_FORMS[variant.form]}: `{variant.architecture}`, {millions:.1f} M parameters, {trained}. The "
+        f"{what}: `{variant.architecture}`, {millions:.1f} M parameters, {trained}. The "
         f"architecture is that of [{variant.paper.title}](https://arxiv.org/abs/{variant.paper.arxiv}).",
     ]
     for name, alt in PICTURES.items():

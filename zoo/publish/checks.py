@@ -16,11 +16,13 @@ from huggingface_hub.utils import validate_repo_id
 from torch import Tensor, nn
 
 from zoo.catalog import Variant
+from zoo.catalog.croco import CROCO_V2_PAPER
 from zoo.errors import PublishError, UnknownVariantError, ZooError
 from zoo.lookup import find_variant
 from zoo.models import ZooModel
 from zoo.models.shared.ancestry import Ancestor, ancestor_of, published_variant
 from zoo.models.shared.masked import PatchPredictor
+from zoo.models.shared.registry import BUILDERS
 from zoo.publish.folder import CARD, CONFIG, metadata_of, own_file, write_sums
 from zoo.publish.licenses import DEFAULT_LICENSE, choose_license
 from zoo.train.plain_yaml import PlainYamlError, read_yaml
@@ -31,13 +33,35 @@ def variant_of(model: nn.Module) -> Variant:
     """The catalog's entry of a model's architecture. Raises PublishError for what timm could not make again."""
     if isinstance(model, ZooModel) and hasattr(model, "_model_args"):
         architecture = model.pretrained_cfg.get("architecture", "")
+        if architecture in BUILDERS:
+            return _variant_of_pair(model)
         try:
             return find_variant(architecture)
         except UnknownVariantError:
             pass
     raise PublishError(
         f"This {type(model).__name__} was not made by timm.create_model from a name of `zoo list`, so it would not "
-        "load back; make it that way (features_only: publish the model without it), and load your weights into it."
+        "load back; make it that way (features_only: publish the model without it; create_pair_model: from an encoder "
+        "that timm has made), and load your weights into it."
+    )
+
+
+def _variant_of_pair(model: Any) -> Variant:
+    """An entry as the catalog's for a model of `create_pair_model`, which is none of its."""
+    cfg, args = model.pretrained_cfg, model._model_args
+    return Variant(
+        architecture=cfg["architecture"],
+        tag="",
+        family="croco",
+        form="binocular",
+        description=f"A two-image decoder {args['decoder']} on timm's {args['encoder']}",
+        args=args,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        license=cfg.get("license") or "",
+        paper=CROCO_V2_PAPER,
+        input_size=tuple(cfg["input_size"]),
+        mean=tuple(cfg["mean"]),
+        std=tuple(cfg["std"]),
     )
 
 
@@ -194,7 +218,8 @@ def _check_architecture(config: Path) -> None:
     """Raise PublishError unless timm will make one of the zoo's models of a config.json."""
     try:
         name = json.loads(config.read_bytes())["architecture"]
-        find_variant(name if isinstance(name, str) else "")
+        if name not in BUILDERS:
+            find_variant(name if isinstance(name, str) else "")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise PublishError(f"{config} names no architecture of the zoo; export the model again.") from error
 

@@ -17,6 +17,7 @@ from zoo.catalog import Metric
 from zoo.errors import CorruptWeightsError, PublishError, RecipeError, UnknownVariantError
 from zoo.lookup import find_variant
 from zoo.models.shared.ancestry import Ancestor, published_variant, strictest
+from zoo.models.shared.registry import BUILDERS
 from zoo.publish.folder import CONFIG, RECIPE, metadata_of, own_file, write_text
 from zoo.publish.private import last_name
 from zoo.publish.temporary import workspace
@@ -139,13 +140,9 @@ def _take_weights(checkpoint: Path, path: Path, recipe: Recipe) -> int:
 def _model_of_run(recipe: Recipe, weights: Path) -> nn.Module:
     from zoo.train.build import check_model_args  # needs more packages than models do
 
-    if recipe.model == "create_pair_model":
-        raise PublishError(
-            "A model of create_pair_model has no architecture that timm could make again from its name, so it would "
-            "not load back; train one of `zoo list --form binocular`."
-        )
     try:
-        find_variant(recipe.model)
+        if recipe.model not in BUILDERS:
+            find_variant(recipe.model)
         args = check_model_args(recipe)
     except (UnknownVariantError, RecipeError) as error:
         raise PublishError(f"The run of {weights} can't be published: {error}") from error

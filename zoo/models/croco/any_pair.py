@@ -18,9 +18,11 @@ from zoo.layers.masking import take_tokens
 from zoo.models.croco.blocks import PosEmbed
 from zoo.models.croco.encoder import CrocoEncoder
 from zoo.models.croco.pair import PairModel
+from zoo.models.making.build import register_builder
+from zoo.models.shared.ancestry import Ancestor
 from zoo.models.shared.backbone import image_grid
 from zoo.models.shared.masked import Grid
-from zoo.models.shared.registry import BUILDERS
+from zoo.models.shared.model import ZooModel
 
 _SERVED = (
     "choose one of timm's VisionTransformer (ViT, DeiT, MAE, DINO, CLIP, SigLIP...), of timm's Eva (EVA, DINOv3), "
@@ -112,7 +114,8 @@ def create_pair_model(
     Others are refused: those with stages or windows (Swin, SAM, HiViT) have no tokens that can be left out one by one,
     and a convolution below the patches (hybrids) would see what is hidden.
 
-    encoder: a timm model name, created with `pretrained`, `img_size` and `encoder_args`, or a module.
+    encoder: a timm model name, created with `pretrained`, `img_size` and `encoder_args`, or a module. Of one that
+    timm.create_model has made the name is remembered, so that `zoo.push_to_hub` can publish the pair.
     decoder: block kind, width and depth, such as "cross512d8" or "cat768d12"; it starts untrained.
     freeze_encoder: train the decoder only. pos_embed: the decoder's positions.
     decoder_num_heads: by default heads of 32 channels, as in CroCo's small decoder (64 from width 768 on).
@@ -131,9 +134,11 @@ def create_pair_model(
     block, dim, depth = match[1], int(match[2]), int(match[3])
     if encoder_args.get("num_classes"):
         raise ArgumentsError(
-            f"A two-image model has no classifier, so num_classes={encoder_args['num_classes']} means nothing; leave it "
-            "out."
+            f"A two-image model has no classifier, so num_classes={encoder_args['num_classes']} means nothing; leave "
+            "it out."
         )
+    origin = None
+    given = not isinstance(encoder, str)
     if isinstance(encoder, str):
         if img_size is not None:
             encoder_args["img_size"] = img_size
@@ -143,6 +148,9 @@ def create_pair_model(
                 stacklevel=2,
             )
         encoder = _create_encoder(encoder, pretrained, encoder_args)
+    told = _told(encoder)
+    if given or pretrained:
+        origin = _origin(encoder)
     if isinstance(encoder, (VisionTransformer, Eva)) and _is_plain(encoder.patch_embed):
         encoder = TimmEncoder(encoder)
     if not isinstance(encoder, (TimmEncoder, CrocoEncoder)):
@@ -150,22 +158,45 @@ def create_pair_model(
         if isinstance(encoder, (VisionTransformer, Eva)):
             kind += f" with {type(encoder.patch_embed).__name__}"
         raise UnsuitableModelError(f"{kind} can't be the encoder of a two-image model; {_SERVED}")
+    heads = decoder_num_heads or max(1, dim // (64 if dim >= 768 else 32))
+    plain: dict[str, Any] = dict(norm_memory=norm_memory, pos_embed=pos_embed, completes=completes)
     pair = PairModel(
         decoder_dim=dim,
         decoder_depth=depth,
-        decoder_num_heads=decoder_num_heads or max(1, dim // (64 if dim >= 768 else 32)),
+        decoder_num_heads=heads,
         decoder_block=block,  # type: ignore[arg-type]
-        norm_memory=norm_memory,
-        pos_embed=pos_embed,
         encoder=encoder,
         freeze_encoder=freeze_encoder,
-        completes=completes,
+        **plain,
     )
-    pair.pretrained_cfg = dict(getattr(encoder, "pretrained_cfg", {}))  # its input size and normalization
+    pair.ancestor = origin
+    # the encoder's input size and normalization
+    pair.pretrained_cfg = {**getattr(encoder, "pretrained_cfg", {}), "architecture": "create_pair_model", "tag": None}
+    if told is not None:
+        more = dict(decoder=decoder, decoder_num_heads=heads, freeze_encoder=freeze_encoder)
+        pair._model_args = told | plain | more  # type: ignore[assignment]  # where timm notes them too
     return pair
 
 
-BUILDERS["create_pair_model"] = create_pair_model
+def _told(encoder: Any) -> dict[str, Any] | None:
+    """The arguments of `create_pair_model` that make an encoder again, if timm.create_model has made it."""
+    name, args = getattr(encoder, "pretrained_cfg", {}).get("architecture"), getattr(encoder, "_model_args", None)
+    if args is None or not timm.is_model(name or ""):
+        return None
+    args = {key: value for key, value in args.items() if key not in ("num_classes", "global_pool")}
+    return dict(dynamic_img_size=False) | args | dict(encoder=name)
+
+
+def _origin(encoder: Any) -> Ancestor | None:
+    """Whose weights an encoder has. Of a timm model that is given as it is, timm's own count."""
+    if isinstance(encoder, ZooModel):
+        return encoder.ancestor
+    cfg = getattr(encoder, "pretrained_cfg", {})
+    name = cfg.get("hf_hub_id") or f"{cfg.get('architecture')}.{cfg.get('tag')}"
+    return Ancestor(name, cfg.get("license") or "")
+
+
+register_builder(create_pair_model, __name__)
 
 
 def _create_encoder(name: str, pretrained: bool, encoder_args: dict[str, Any]) -> nn.Module:

@@ -35,7 +35,7 @@ from zoo.models.making.arguments import check_arguments, check_config
 from zoo.models.shared.ancestry import Ancestor, published_variant, strictest
 from zoo.models.shared.identify import check_model_state
 from zoo.models.shared.model import ZooModel, without_classifier
-from zoo.models.shared.registry import MODEL_CLASSES
+from zoo.models.shared.registry import BUILDERS, MODEL_CLASSES
 from zoo.weights import Checkpoint
 from zoo.weights.authors import config_beside
 from zoo.weights.hub import HUB_FILENAME, hub_file, split_id
@@ -145,7 +145,7 @@ def _create(
     origin = None
     args = dict(variant.args)
     if pretrained:
-        path, origin = _weights_file(variant, pretrained_cfg, overlay, cache_dir)
+        path, origin = _weights_file(variant.architecture, pretrained_cfg, overlay, cache_dir)
         overlay.update(file=str(path), custom_load=True, source=None)
         if model_cls.file_args:
             told = weights.read_checkpoint(path, mapped=True, checked=False)  # for a moment, and not the gigabytes
@@ -171,13 +171,61 @@ def _create(
     else:
         model = build(pretrained, "meta" if pretrained else device)
     if origin is not None and isinstance(model, ZooModel):
-        found = model.ancestor
-        known, said = published_variant(origin), model.pretrained_cfg.get("license")
-        said = known.license.lower() if known else said or (found.license if found else "")
-        model.ancestor = replace(strictest(Ancestor(origin, said), *([found] if found else [])), name=origin)
+        _take_origin(model, origin)
     # timm adds the caller's; so a published config says all of them
     model._model_args = args  # type: ignore[assignment]
     return model.to(device) if pretrained and device is not None else model
+
+
+def register_builder(build: Callable[..., Any], module_name: str) -> None:
+    """Let timm make models of no architecture of their own by one of our functions, under its name.
+
+    `build(pretrained, **kwargs)`: `pretrained` loads what it starts from. That is what timm.create_model means too,
+    unless a file, repository or folder of such a model is named: then all of its weights are taken from there.
+    """
+    name = build.__name__
+    BUILDERS[name] = build
+
+    def create(
+        pretrained: bool = False,
+        pretrained_cfg: Any = None,
+        pretrained_cfg_overlay: dict[str, Any] | None = None,
+        cache_dir: str | Path | None = None,
+        device: torch.device | str | None = None,
+        **kwargs: Any,
+    ) -> nn.Module:
+        overlay = dict(pretrained_cfg_overlay or {})
+        place = _published_place(pretrained_cfg)
+        if place is not None:
+            pretrained_cfg = _check_published(name, pretrained_cfg, kwargs, place)
+        kwargs.pop("pretrained_model_args", None)
+        whole = pretrained and (place is not None or bool(overlay.get("file") or overlay.get("hf_hub_id")))
+        with warnings.catch_warnings():
+            if whole:  # what is frozen is not random for long
+                warnings.simplefilter("ignore")
+            model = build(pretrained=pretrained and not whole, **kwargs)
+        if place is not None:
+            named = {key: value for key, value in pretrained_cfg.items() if value is not None}
+            model.pretrained_cfg = {**model.pretrained_cfg, **named, "architecture": name}
+        if whole:
+            path, origin = _weights_file(name, pretrained_cfg, overlay, cache_dir)
+            model.load_pretrained(path)
+            if origin is not None:
+                _take_origin(model, origin)
+        return model if device is None else model.to(device)
+
+    create.__name__ = create.__qualname__ = name
+    create.__module__ = module_name
+    create.__doc__ = build.__doc__
+    register_model(create)
+
+
+def _take_origin(model: ZooModel, origin: str) -> None:
+    """Remember the repository or variant that a model's weights are from, under the stricter of both licenses."""
+    found = model.ancestor
+    known, said = published_variant(origin), model.pretrained_cfg.get("license")
+    said = known.license.lower() if known else said or (found.license if found else "")
+    model.ancestor = replace(strictest(Ancestor(origin, said), *([found] if found else [])), name=origin)
 
 
 def _encoder_of(variant: Variant) -> str:
@@ -242,7 +290,7 @@ def _args_from(model_cls: type[ZooModel], checkpoint: Checkpoint, args: dict[str
 
 
 def _weights_file(
-    variant: Variant,
+    architecture: str,
     pretrained_cfg: Any,
     overlay: dict[str, Any],
     cache_dir: str | Path | None,
@@ -251,13 +299,12 @@ def _weights_file(
 
     With the name of the repository or variant, None for the user's own.
     """
-    cfg = resolve_pretrained_cfg(variant.architecture, pretrained_cfg, overlay).to_dict()
     # what the caller named, be it timm for a Hub repository or folder, goes before the catalog
     named = (pretrained_cfg.to_dict() if isinstance(pretrained_cfg, PretrainedCfg) else pretrained_cfg) or {}
     named = {**(named if isinstance(named, dict) else {}), **overlay}
     if named.get("url") or named.get("state_dict"):
         raise ValueError(
-            f"{variant.architecture} takes its own weights from a file or the Hub, not from a url or state_dict in "
+            f"{architecture} takes its own weights from a file or the Hub, not from a url or state_dict in "
             "pretrained_cfg; pass pretrained_cfg_overlay=dict(file=...), or call load_state_dict."
         )
     if named.get("file"):
@@ -270,16 +317,16 @@ def _weights_file(
         return path, None
     if named.get("hf_hub_id"):
         repo, revision = split_id(named["hf_hub_id"])
-        if MODEL_CLASSES[variant.architecture].config_file:
+        if architecture in MODEL_CLASSES and MODEL_CLASSES[architecture].config_file:
             config_beside(repo, revision, cache_dir)
         return hub_file(repo, named.get("hf_hub_filename") or HUB_FILENAME, revision, cache_dir), repo
-    tag = cfg.get("tag") or ""
+    tag = resolve_pretrained_cfg(architecture, pretrained_cfg, overlay).tag or ""
     if not tag:
         raise WeightsUnavailableError(
-            f"{variant.architecture} has no published weights; create it with pretrained=False, train it with "
+            f"{architecture} has no published weights; create it with pretrained=False, train it with "
             "`zoo train`, or pass a file as pretrained_cfg_overlay=dict(file=...)."
         )
-    name = f"{variant.architecture}.{tag}"
+    name = f"{architecture}.{tag}"
     return fetch(name), name
 
 
