@@ -170,8 +170,9 @@ def create_pair_model(
         **plain,
     )
     pair.ancestor = origin
-    # the encoder's input size and normalization
-    pair.pretrained_cfg = {**getattr(encoder, "pretrained_cfg", {}), "architecture": "create_pair_model", "tag": None}
+    size = (encoder.in_chans, *encoder.patch_embed.img_size)
+    own = dict(architecture="create_pair_model", tag=None, input_size=size)
+    pair.pretrained_cfg = {**getattr(encoder, "pretrained_cfg", {}), **own}  # the encoder's normalization
     if told is not None:
         more = dict(decoder=decoder, decoder_num_heads=heads, freeze_encoder=freeze_encoder)
         pair._model_args = told | plain | more  # type: ignore[assignment]  # where timm notes them too
