@@ -170,8 +170,8 @@ def create_pair_model(
         **plain,
     )
     pair.ancestor = origin
-    img_size: Any = encoder.patch_embed.img_size
-    own = dict(architecture="create_pair_model", tag=None, input_size=(encoder.in_chans, *img_size))
+    embed: Any = encoder.patch_embed
+    own = dict(architecture="create_pair_model", tag=None, input_size=(encoder.in_chans, *embed.img_size))
     pair.pretrained_cfg = {**getattr(encoder, "pretrained_cfg", {}), **own}  # the encoder's normalization
     if told is not None:
         more = dict(decoder=decoder, decoder_num_heads=heads, freeze_encoder=freeze_encoder)
