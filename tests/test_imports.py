@@ -24,6 +24,7 @@ ROOMS = {  # what each room may import of ours, besides itself
     "points": {"errors", "geometry", "models", "pictures"},
     "pictures": {"errors", "layers", "photos"},
     "photos": {"errors"},
+    "features": {"errors", "photos", "pictures", "weights"},
     "sgbm": {"errors"},
     "version": set(),
     "scenes": {"errors", "photos"},
@@ -44,7 +45,7 @@ ROOMS = {  # what each room may import of ours, besides itself
     },
     "cli": {
         *("catalog", "colors", "errors", "geometry", "layers", "lookup", "models", "pictures", "scenes", "weights"),
-        *("demo", "evaluate", "matching", "photos", "points", "publish", "train", "version"),
+        *("demo", "evaluate", "features", "matching", "photos", "points", "publish", "train", "version"),
     },
 }
 

@@ -78,6 +78,10 @@ class ImageError(ZooError, ValueError):
     """An image that can't be read or whose size the model can't take."""
 
 
+class FeaturesError(ZooError, RuntimeError):
+    """An extraction of features that can't start or go on."""
+
+
 class DataError(ZooError, ValueError):
     """Training data that is missing, empty or not in the format that was named."""
 

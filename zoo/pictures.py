@@ -33,12 +33,21 @@ def to_input(image: str | Path | np.ndarray, model: nn.Module, size: tuple[int, 
     image: a file, or uint8 (h, w, 3). size: height and width, by default those of the model's weights.
     Raises ImageError (a ValueError) for a file that can't be read and for a size that patches don't fill.
     """
+    config = input_config(model, size)
+    array = image if isinstance(image, np.ndarray) else read_image(image)
+    return create_transform(**config)(Image.fromarray(array)).unsqueeze(0)
+
+
+def input_config(model: nn.Module, size: tuple[int, int] | None = None) -> dict[str, Any]:
+    """How photos become the input of `model`, as timm's `create_transform` takes it. size: as in `to_input`.
+
+    Raises ImageError (a ValueError) for a size that patches don't fill.
+    """
     config = resolve_data_config(model=model)
     if size is not None:
         check_size(model, size)
         config["input_size"] = (3, *size)
-    array = image if isinstance(image, np.ndarray) else read_image(image)
-    return create_transform(**config)(Image.fromarray(array)).unsqueeze(0)
+    return config
 
 
 def check_size(model: Any, size: tuple[int, int]) -> None:

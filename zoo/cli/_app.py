@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from zoo.catalog import Variant
-from zoo.errors import ZooError
+from zoo.errors import UnknownVariantError, ZooError
+from zoo.lookup import find_variant
 from zoo.version import __version__
 
 _EXTRAS = {
@@ -94,6 +95,57 @@ def load_model(variant: Variant, weights: Path | None, args: dict[str, Any] | No
 
     overlay = dict(file=str(weights)) if weights is not None else None
     return timm.create_model(variant.name, pretrained=True, pretrained_cfg_overlay=overlay, **args or {}).eval()
+
+
+_HUB_PREFIXES = ("hf-hub:", "hf_hub:")
+
+
+def load_named(model: str, weights: Path | None = None) -> tuple[Any, str]:
+    """The model that a command's MODEL names, in eval mode, and its name: a variant, the folder of a training run or
+    one that was exported for the Hub, or a repository of the Hub as OWNER/NAME[@REVISION].
+
+    weights: a file in place of a variant's own. Raises UnknownVariantError for what is none of them.
+    """
+    import timm
+
+    folder = Path(model)
+    if (folder / "config.json").is_file():
+        kind, name = "An exported model", f"local-dir:{model}"
+    elif (folder / "recipe.yaml").is_file():
+        kind, name = "A training run", model
+    elif is_hub_name(model):
+        kind, name = "A repository", f"hf-hub:{_hub_id(model)}"
+    elif folder.is_dir() and (len(folder.parts) > 1 or folder.is_absolute()):
+        raise UnknownVariantError(
+            f"The folder {model} holds neither a training run (recipe.yaml) nor an exported model (config.json); name "
+            "one that does, or a variant."
+        )
+    else:
+        variant = find_variant(model)
+        return load_model(variant, weights), variant.name
+    if weights is not None:
+        raise UnknownVariantError(f"{kind} has its own weights; leave out --weights, or name a variant with them.")
+    if name == model:
+        from zoo.evaluate.runs import load_run
+
+        return load_run(folder).model, model
+    if name.startswith("hf-hub:"):
+        from zoo.weights.hub import hub_file, split_id
+
+        repo, revision = split_id(_hub_id(model))
+        hub_file(repo, "config.json", revision)  # with errors that say what to do; timm finds it in the cache
+    return timm.create_model(name, pretrained=True).eval(), model
+
+
+def is_hub_name(model: str) -> bool:
+    """Whether a command's MODEL is a repository of the Hub, not a folder or a variant."""
+    if model.startswith(_HUB_PREFIXES):
+        return True
+    return model.count("/") == 1 and not model.startswith(("/", ".", "~")) and not Path(model).is_dir()
+
+
+def _hub_id(model: str) -> str:
+    return model.partition(":")[2] if model.startswith(_HUB_PREFIXES) else model
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

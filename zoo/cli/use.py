@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from zoo.catalog import DEFAULT_PAIR
-from zoo.cli._app import load_model, parse_size
-from zoo.errors import ImageError, UnknownVariantError
+from zoo.cli._app import load_model, load_named, parse_size
+from zoo.errors import UnknownVariantError
 from zoo.lookup import find_variant
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-_Model = Annotated[str, typer.Argument(help="A variant, or an architecture for its first tag.")]
 _Weights = Annotated[
     Path | None, typer.Option("--weights", help="Weights file to use in place of the published ones.", exists=True)
 ]
@@ -26,52 +22,44 @@ _Size = Annotated[
 
 
 def features(
-    model: _Model,
+    model: Annotated[str, typer.Argument(help="A variant, the folder of a training run, or OWNER/NAME on the Hub.")],
     images: Annotated[list[Path], typer.Argument(help="Photos, and folders of photos.", exists=True)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors file to write.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A folder for shards, or NAME.safetensors for one file.")
+    ],
     maps: Annotated[bool, typer.Option("--maps", help="Write feature maps (C, h, w), not pooled (C,).")] = False,
     size: _Size = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Photos at a time.")] = 16,
+    shard_size: Annotated[int, typer.Option(min=1, max=10_000, help="Photos of a shard: what a kill may lose.")] = 256,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode photos.")] = 2,
+    draft: Annotated[
+        bool, typer.Option("--draft/--no-draft", help="Decode large JPEG files at a part of their size.")
+    ] = True,
+    strict: Annotated[bool, typer.Option("--strict", help="End at the first photo that can't be read.")] = False,
     weights: _Weights = None,
 ) -> None:
-    """Extract features of photos into a .safetensors file.
+    """Extract features of photos: into shards in a folder, or into one file.
 
-    It gets one tensor a photo, under the photo's path. A two-image model gives its encoder's features. Runs on
-    a GPU if there is one.
+    Stopped at any moment, the same command goes on. Photos that can't be read are listed beside the features. A
+    two-image model gives its encoder's features. Runs on a GPU if there is one; `zoo.features.open_features` reads it.
 
-    Example: zoo features crocov2_base_patch16_224 photos/ -o features.safetensors --maps
+    Example: zoo features crocov2_base_patch16_224 photos/ -o features/ --maps
     """
     import torch
-    from tqdm import tqdm
 
-    from zoo.pictures import check_size, to_input
-    from zoo.weights import save_safetensors
+    from zoo.features import Job, Options, run
 
-    variant = find_variant(model)
-    paths = _find_photos(images)
-    img_size = parse_size(size)
-    net = load_model(variant, weights)
-    encoder: Any = net if variant.form == "encoder" else net.encoder
-    if img_size is not None:
-        check_size(net, img_size)
-        if hasattr(encoder, "set_input_size"):  # convolutional networks take any size
-            encoder.set_input_size(img_size)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder.to(device)
-    found: dict[str, Tensor] = {}
-    with torch.inference_mode(), tqdm(total=len(paths), desc=variant.name, unit="photo", disable=None) as bar:
-        for start in range(0, len(paths), batch_size):
-            chunk = paths[start : start + batch_size]
-            batch = torch.cat([to_input(path, net, img_size) for path in chunk]).to(device)
-            if maps:
-                level = getattr(encoder, "final_level", -1)
-                (values,) = encoder.forward_intermediates(batch, [level], norm=True, intermediates_only=True)
-            else:
-                values = encoder.forward_head(encoder.forward_features(batch), pre_logits=True)
-            found.update(zip((path.as_posix() for path in chunk), values.cpu(), strict=True))
-            bar.update(len(chunk))
-    save_safetensors(found, output, {"format": "pt", "variant": variant.name})
-    print(f"{output}: {len(found)} tensors of shape {tuple(values.shape[1:])}")
+    options = Options(maps, parse_size(size), batch_size, workers, draft, strict)
+    job = Job(images, output, shard_size)
+    net, name = load_named(model, weights)
+    done = run(job, net.to("cuda" if torch.cuda.is_available() else "cpu"), name, options)
+    what = "tensors" if job.one_file else f"photos in {done.shards:,} shard{'s' if done.shards > 1 else ''},"
+    print(f"{done.output}: {done.photos:,} {what} of shape {done.shape}")
+    if done.unreadable_list is not None:
+        print(
+            f"{done.unreadable:,} of {len(job.photos):,} photos can't be read; {done.unreadable_list} says why.",
+            file=sys.stderr,
+        )
 
 
 def complete(
@@ -119,20 +107,3 @@ def demo(
     from zoo.demo import run_demo
 
     run_demo(output, model, weights)
-
-
-_PHOTO_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
-
-
-def _find_photos(paths: Iterable[Path]) -> list[Path]:
-    """The files as they are given, and all photos below the folders."""
-    found = []
-    for path in paths:
-        if not path.is_dir():
-            found.append(path)
-            continue
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in _PHOTO_SUFFIXES)
-        if not inside:
-            raise ImageError(f"The folder {path} holds no photos; they end in {', '.join(sorted(_PHOTO_SUFFIXES))}.")
-        found += inside
-    return found

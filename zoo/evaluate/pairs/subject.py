@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import timm
 
-from zoo.errors import RecipeError, TrainingError
+from zoo.errors import RecipeError
+from zoo.evaluate.runs import load_run
 from zoo.lookup import find_variant
 from zoo.models import fetch
 from zoo.models.croco import PairModel
 from zoo.models.pointmaps import PointmapModel
 from zoo.scenes import SceneConfig
-from zoo.train.build import make_model
 from zoo.train.data.sources import make_source
 from zoo.train.recipe import Recipe, load_recipe
-from zoo.weights import files
 
 
 class Subject(NamedTuple):
@@ -69,26 +65,14 @@ def load_subject(model_or_run: str, form: str = "binocular") -> Subject:
 
 
 def _load_run(folder: Path, form: str) -> Subject:
-    recipe = load_recipe(folder / "recipe.yaml")
-    model = make_model(replace(recipe, init=""))  # what it started from may be gone, and is overwritten
     model_cls, refusal = _KINDS[form]
-    if not isinstance(model, model_cls):
-        raise RecipeError(f"{folder} trains {recipe.model}, which {refusal}; name the run of a {form} model.")
-    path, prefix = folder / "model.safetensors", ""
-    if not path.exists():
-        path, prefix = folder / "checkpoint.safetensors", "objective.model."
-    if not path.exists():
-        raise TrainingError(f"{folder} has neither weights nor a checkpoint yet; wait for its first checkpoint.")
-    files.header_digest(path)  # says what is wrong with a damaged file
-    data = path.read_bytes()  # once, since a running training replaces the file
-    try:
-        about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        step = json.loads(about["run"])["step"] if prefix else int(about["steps"])
-        tensors = safetensors.torch.load(data)
-        model.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-    except (RuntimeError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise TrainingError(f"{path} doesn't fit the recipe beside it; evaluate the folder of one run.") from error
-    return Subject(recipe.model, model.eval(), recipe, path, hashlib.sha256(data).hexdigest(), step)
+
+    def check(model: Any, recipe: Recipe) -> None:
+        if not isinstance(model, model_cls):
+            raise RecipeError(f"{folder} trains {recipe.model}, which {refusal}; name the run of a {form} model.")
+
+    model, recipe, path, sha256, step = load_run(folder, check)
+    return Subject(recipe.model, model, recipe, path, sha256, step)
 
 
 def _load_pretrained(name: str, form: str) -> Subject:
