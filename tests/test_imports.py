@@ -27,10 +27,11 @@ ROOMS = {  # what each room may import of ours, besides itself
     "features": {"errors", "photos", "pictures", "weights"},
     "sgbm": {"errors"},
     "version": set(),
-    "scenes": {"errors", "photos"},
+    "scenes": {"errors", "photos", "settings"},
+    "settings": {"errors"},
     "train": {
         *("catalog", "colors", "errors", "geometry", "layers", "lookup", "models", "photos", "pictures", "scenes"),
-        "weights",
+        *("settings", "weights"),
     },
     "demo": {
         *("catalog", "colors", "errors", "geometry", "layers", "lookup", "matching", "models", "pictures", "sgbm"),

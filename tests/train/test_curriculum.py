@@ -54,10 +54,10 @@ def test_scaled_to_another_length() -> None:
         ({"objective.mask_ratio": [[1, 0.5]]}, "from 0"),
         ({"objective.mask_ratio": [[0, 0.5], [0, 0.9]]}, "ascending"),
         ({"objective.mask_ratio": [[0, 0.5], [9, 1.0]]}, "hides 64 of 64"),
-        ({"objective.target": [[0, "grey"]]}, "target 'grey' is unknown"),
+        ({"objective.target": [[0, "grey"]]}, "target: 'grey'; it must be pixels or"),
         ({"objective.crop": [[0, 32]]}, "no setting crop that can change"),
         ({"data.image_size": [[0, 32]]}, "keep their image_size"),
-        ({"data.displacement": [[0, [0.1, 0.2]], [5, [0.2, 0.1]]]}, "no range"),
+        ({"data.displacement": [[0, [0.1, 0.2]], [5, [0.2, 0.1]]]}, "the smaller first"),
     ],
 )
 def test_impossible_curricula(points: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -109,9 +109,9 @@ def test_best_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (dict(export="ema"), "has none; set ema"),
         (dict(export="best", validation={}), "add validation"),
-        (dict(export="first"), "choose last, best or ema"),
-        (dict(ema=1.0), "between 0 and 1"),
-        (dict(accumulate=0), "at least 1"),
+        (dict(export="first"), "it must be last or best or ema"),
+        (dict(ema=1.0), "above 0 and below 1"),
+        (dict(accumulate=0), "from 1 to"),
         ({"schedule.milestones": "soon"}, "milestones"),
         ({"schedule.milestones": [1, "soon"]}, "milestones"),
         (dict(trackers="wandb"), "trackers"),

@@ -1,8 +1,15 @@
 """What kind of scenes are drawn, and how large they are rendered."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from zoo.errors import RecipeError
+from zoo.settings import Rising, Side, Within
+
+_Fraction = Annotated[float, Within(0, 10, above=True)]
+
+Fractions = Annotated[tuple[_Fraction, _Fraction], Rising()]
+"""A range of lengths, each a fraction of the image width."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +30,10 @@ class SceneConfig:
             disparity; where a camera can't stand so far away, it is nearer.
     """
 
-    image_size: tuple[int, int] | int = 64
-    supersample: int = 1
-    displacement: tuple[float, float] = (0.03, 0.2)
-    texture_scale: tuple[float, float] = (0.12, 0.35)
+    image_size: tuple[Side, Side] | Side = 64
+    supersample: Annotated[int, Within(1, 64)] = 1
+    displacement: Fractions = (0.03, 0.2)
+    texture_scale: Fractions = (0.12, 0.35)
     textures: str | None = None
     rectified: bool = False
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import reprlib
-import types
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,8 @@ from zoo.lookup import find_variant
 from zoo.models import fetch
 from zoo.models.croco import create_pair_model
 from zoo.models.making.arguments import check_arguments
+from zoo.scenes import SceneConfig
+from zoo.settings import check_settings, declared
 from zoo.train.curriculum import Curriculum
 from zoo.train.data import sources
 from zoo.train.data.loading import ENDLESS
@@ -36,7 +35,7 @@ from zoo.train.objectives.labels.classify import Classification, LinearProbe
 from zoo.train.objectives.labels.linear_heads import LinearHeads
 from zoo.train.objectives.masked import MaskedFeatureModeling, MaskedImageModeling, MaskedTokenModeling
 from zoo.train.objectives.objective import Objective
-from zoo.train.recipe import Recipe, checked
+from zoo.train.recipe import Recipe
 from zoo.train.schedule import Plan, make_plan
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -209,34 +208,22 @@ def make_objective(recipe: Recipe, source: Any, model: nn.Module | None = None) 
     objective_cls = objective_class(recipe)
     settings = dict(recipe.objective)
     name = settings.pop("name")
+    settings = check_settings(settings, declared(objective_cls), f"The recipe {recipe.name}", "objective.")
     if model is None:
         model = make_model(recipe)
     with fitting(f"settings of the objective '{name}'"):
-        return objective_cls(model, source, **_typed(objective_cls, settings, recipe.name))
-
-
-def _typed(objective_cls: type[Objective], settings: dict[str, Any], where: str) -> dict[str, Any]:
-    """Settings that are of the types that the objective declares. Raises RecipeError for others: some objectives would
-    only stumble over them in the first step."""
-    declared: dict[str, Any] = {}
-    for parent in reversed(objective_cls.__mro__):
-        if issubclass(parent, Objective):  # whose settings go on to its parent's
-            with contextlib.suppress(NameError, TypeError):  # one's own may be declared as anything
-                declared |= typing.get_type_hints(parent.__init__)
-    plain = {key: hint for key, hint in declared.items() if _is_plain(hint)}
-    return {key: checked(key, value, plain[key], where) if key in plain else value for key, value in settings.items()}
-
-
-def _is_plain(hint: Any) -> bool:
-    """Whether a declared type is a number, text or switch, or None besides."""
-    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    return all(kind in (int, float, str, bool, type(None)) for kind in kinds)
+        return objective_cls(model, source, **settings)
 
 
 def make_curriculum(recipe: Recipe, source: Any, objective: Objective) -> Curriculum:
     """The settings that change with the step, once source and objective have taken the values of all points; the
     objective is left with those of step 0."""
     curriculum = Curriculum(recipe.curriculum, recipe.batch_size)
+    kinds = {"objective": declared(type(objective)), "data": declared(SceneConfig)}
+    for part, settings in curriculum.points.items():
+        for name, points in settings.items():
+            for _, value in points:
+                check_settings({name: value}, kinds[part], f"The recipe {recipe.name}'s curriculum", f"{part}.")
     for step in reversed(curriculum.steps()):
         if changes := curriculum.data(step * recipe.batch_size):
             if not hasattr(source, "changed"):

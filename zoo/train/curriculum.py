@@ -29,7 +29,7 @@ class Curriculum:
                 raise RecipeError(f"The curriculum can't change '{name}'; name a setting of data or objective.")
             try:
                 steps = [(int(step), tuple(value) if isinstance(value, list) else value) for step, value in pairs]
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 steps = []
             if not steps or steps[0][0] != 0 or any(a >= b for (a, _), (b, _) in pairwise(steps)):
                 raise RecipeError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from zoo.errors import RecipeError, ZooError
 
-UNFIT = (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError)
+UNFIT = (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError, AssertionError, ImportError)
 """What code raises that is given settings it wasn't written for."""
 
 

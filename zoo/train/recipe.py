@@ -6,47 +6,49 @@ import ast
 import copy
 import dataclasses
 import inspect
-import math
 import os
 import re
 import reprlib
 import textwrap
-import types
 import typing
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from zoo.errors import RecipeError
+from zoo.settings import Rate, Steps, Units, Within, checked, described
 from zoo.train.plain_yaml import MAX_LENGTH, PlainYamlError, read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
+
+_Decay = Annotated[float, Within(0, 1, below=True)]
+"""Of a moving average: how much of it each step keeps."""
 
 
 @dataclass(frozen=True)
 class Schedule:
     """The learning rate over a run: a linear warm-up, then a cosine or steps."""
 
-    unit: str
+    unit: Literal["epochs", "steps"]
     """What the others are counted in: "epochs" or "steps"."""
-    warmup: float
+    warmup: Units
     """Units of linear warm-up, from `warmup_lr` to the peak."""
-    length: float
+    length: Annotated[float, Within(0, 1e9, above=True)]
     """Units to the end of the cosine."""
-    stop: float | None = None
+    stop: Annotated[float, Within(0, 1e9, above=True)] | None = None
     """Unit at which the run ends before that, as the published CroCo runs half-way down the cosine."""
-    min_lr: float = 0.0
+    min_lr: Rate = 0.0
     """Learning rate at the cosine's end."""
-    warmup_lr: float = 0.0
+    warmup_lr: Rate = 0.0
     """Learning rate at the first step."""
-    milestones: tuple[float, ...] = ()
+    milestones: tuple[Units, ...] = ()
     """Units at which the rate is multiplied by `gamma`, instead of the cosine."""
-    gamma: float = 0.1
+    gamma: Annotated[float, Within(0, 1)] = 0.1
     """Factor at each milestone."""
     staircase: bool = False
     """Whether the rate changes between units only, not within them."""
-    validate_every: float | None = None
+    validate_every: Annotated[float, Within(0, 1e9, above=True)] | None = None
     """Units between two validations; there is one at the end in any case."""
 
 
@@ -56,21 +58,21 @@ class Optimizer:
 
     name: str = "adamw"
     """Its name in timm.optim."""
-    lr: float | None = None
+    lr: Rate | None = None
     """Peak learning rate at this batch size; or:"""
-    base_lr: float | None = None
+    base_lr: Rate | None = None
     """Peak learning rate for 256 samples, scaled with the batch size (MAE's rule)."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[_Decay, _Decay] = (0.9, 0.95)
     """Of Adam's kinds."""
-    weight_decay: float = 0.05
+    weight_decay: Annotated[float, Within(0, 1000)] = 0.05
     """Decoupled for Adam's kinds."""
-    clip_grad: float | None = None
+    clip_grad: Annotated[float, Within(0, 1e9, above=True)] | None = None
     """Largest norm of the gradient."""
-    momentum: float | None = None
+    momentum: _Decay | None = None
     """Of SGD's kinds."""
     decay_all: bool = False
     """Whether all parameters have weight decay."""
-    layer_decay: float | None = None
+    layer_decay: Annotated[float, Within(0, 1, above=True)] | None = None
     """Each layer's learning rate is this share of the next one's (fine-tuning; BEiT's rule)."""
 
 
@@ -86,7 +88,7 @@ class Recipe:
     """Its name, one of the zoo's or package.module:Class, and its settings."""
     data: dict[str, Any]
     """The source's name, one of the zoo's or package.module:Class, and its settings; evaluations take these, too."""
-    batch_size: int
+    batch_size: Annotated[int, Within(1, 1 << 20)]
     """Samples of a step, over all processes."""
     schedule: Schedule
     """See below."""
@@ -100,7 +102,7 @@ class Recipe:
     """What the model starts from: a weights file, the folder of another run or a variant; else random weights."""
     validation: dict[str, Any] = field(default_factory=dict)
     """Which settings of data differ for what the run is validated on; without any it isn't."""
-    precision: str = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
     """fp32 or bf16 (autocast)."""
     float32_heads: bool = False
     """Whether what predicts is left out of bf16."""
@@ -114,17 +116,17 @@ class Recipe:
     """Whether weights, gradients and optimizer state are dealt out among the processes (FSDP2)."""
     sync_batchnorm: bool = False
     """Whether batch statistics are those of all processes."""
-    accumulate: int = 1
+    accumulate: Annotated[int, Within(1, 1 << 20)] = 1
     """Parts that each process's share of a batch is computed in, to save memory."""
-    ema: float | None = None
+    ema: Annotated[float, Within(0, 1, above=True, below=True)] | None = None
     """Decay of a moving average of the weights, such as 0.9999, which is validated besides them."""
-    export: str = "last"
+    export: Literal["last", "best", "ema"] = "last"
     """Which weights a finished run gives: the "last", the "best" in validation, or the "ema"."""
-    seed: int = 0
+    seed: Annotated[int, Within(0, (1 << 63) - 1)] = 0
     """Of all randomness."""
-    checkpoint_steps: int = 1000
+    checkpoint_steps: Steps = 1000
     """Steps between two checkpoints."""
-    log_steps: int = 20
+    log_steps: Steps = 20
     """Steps between two rows of the log."""
     trackers: tuple[str, ...] = ()
     """Of accelerate, besides TensorBoard, such as [wandb]."""
@@ -142,18 +144,8 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
-_RANGES = {
-    "batch_size": (1, 1 << 20),
-    "checkpoint_steps": (1, 1 << 40),
-    "log_steps": (1, 1 << 40),
-    "accumulate": (1, 1 << 20),
-    "seed": (0, (1 << 63) - 1),
-}
-"""Numbers of a recipe, and between what they make sense."""
-
-
 class Setting(NamedTuple):
-    """A setting of recipes: its name, dotted; its type and default as they are written; and what it means."""
+    """A setting of recipes: its name, dotted; its kind in words; its default as it is written; and what it means."""
 
     name: str
     type: str
@@ -162,7 +154,8 @@ class Setting(NamedTuple):
 
 
 def describe_settings(cls: type = Recipe, prefix: str = "") -> list[Setting]:
-    """Every setting of a recipe, in the order of the classes above, of whose source they are read."""
+    """Every setting of a recipe, in the order of the classes above, of whose source defaults and meanings are read."""
+    hints = typing.get_type_hints(cls, include_extras=True)
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(body, ast.ClassDef)
     found: list[Setting] = []
@@ -175,7 +168,7 @@ def describe_settings(cls: type = Recipe, prefix: str = "") -> list[Setting]:
             found += describe_settings(Schedule if name == "schedule" else Optimizer, f"{name}.")
             continue
         written = "" if default is None else ast.unparse(default).replace("field(default_factory=dict)", "{}")
-        found.append(Setting(prefix + name, ast.unparse(statement.annotation), written, str(doc.value.value)))
+        found.append(Setting(prefix + name, described(hints[name]), written, str(doc.value.value)))
     return found
 
 
@@ -252,12 +245,12 @@ def _set(settings: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _parse(cls: Any, settings: dict[str, Any], where: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    if unknown := set(settings) - set(fields):
-        raise RecipeError(f"{where} has unknown settings {', '.join(sorted(unknown))}; known are {', '.join(fields)}.")
+    if unknown := sorted(str(name) for name in settings if name not in fields):
+        raise RecipeError(f"{where} has unknown settings {', '.join(unknown)}; known are {', '.join(fields)}.")
     required = {name for name, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
     if missing := required - set(settings):
         raise RecipeError(f"{where} lacks the settings {', '.join(sorted(missing))}; add them.")
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     values = {key: checked(key, value, hints[key], where) for key, value in settings.items()}
     if cls is Recipe:
         values["schedule"] = _parse(Schedule, values["schedule"], f"{where}, schedule,")
@@ -265,57 +258,18 @@ def _parse(cls: Any, settings: dict[str, Any], where: str) -> Any:
         optimizer = values["optimizer"]
         if (optimizer.lr is None) == (optimizer.base_lr is None):
             raise RecipeError(f"{where} must give exactly one of optimizer.lr and optimizer.base_lr.")
-        if values["schedule"].unit not in ("epochs", "steps"):
-            raise RecipeError(f"{where} has schedule.unit '{values['schedule'].unit}'; choose epochs or steps.")
-        if values.get("precision", "fp32") not in ("fp32", "bf16"):
-            raise RecipeError(f"{where} has precision '{values['precision']}'; choose fp32 or bf16.")
         _check_export(values, where)
         if not re.fullmatch(r"[^/\\\x00-\x1f\x7f]{1,100}", values["name"]) or values["name"] in (".", ".."):
             raise RecipeError(
                 f"{where} has the name {reprlib.repr(values['name'])}, which no folder can have; change it."
             )
-        for key, (low, high) in _RANGES.items():
-            if not low <= values.get(key, low) <= high:
-                wish = f"it must be at least {low}" if values[key] < low else f"the most is {high:,}"
-                raise RecipeError(f"{where} has {key}: {values[key]}; {wish}.")
-    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    return cls(**values)
 
 
 def _check_export(values: dict[str, Any], where: str) -> None:
     """Raise RecipeError unless the weights that are to be exported will be there."""
     export, ema = values.get("export", "last"), values.get("ema")
-    if export not in ("last", "best", "ema"):
-        raise RecipeError(f"{where} has export '{export}'; choose last, best or ema.")
     if export == "ema" and ema is None:
         raise RecipeError(f"{where} exports the moving average of its weights and has none; set ema, such as 0.9999.")
     if export == "best" and not values.get("validation"):
         raise RecipeError(f"{where} exports the weights that are best in validation and has none; add validation.")
-    if ema is not None and not 0 < ema < 1:
-        raise RecipeError(f"{where} has ema: {ema}; the average's decay is between 0 and 1, such as 0.9999.")
-
-
-def checked(key: str, value: Any, hint: Any, where: str) -> Any:
-    """`value`, if it is of the kind that the field is declared as; YAML reads 1e-3 as text, so that is a number too."""
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    kinds = set(typing.get_args(hint)) if union else {hint}
-    if kinds & {float, int} and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if float in kinds and math.isfinite(number):
-            return number
-        if int in kinds and number.is_integer():
-            return int(number)
-    if value is None and type(None) in kinds:
-        return None
-    if kinds & {tuple[float, ...], tuple[str, ...]} and isinstance(value, (list, tuple)):
-        of = float if tuple[float, ...] in kinds else str
-        return tuple(checked(key, entry, of, where) for entry in value)
-    plain: dict[Any, Any] = {str: str, bool: bool, tuple[float, float]: (list, tuple)}
-    plain |= {tuple[float, ...]: (), tuple[str, ...]: ()}
-    if any(isinstance(value, plain.get(kind, dict)) for kind in kinds - {float, int, type(None)}):
-        return value
-    raise RecipeError(
-        f"{where} has {key}: {reprlib.repr(value)}, which is no {getattr(hint, '__name__', hint)}; correct it."
-    )

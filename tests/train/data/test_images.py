@@ -78,7 +78,7 @@ def test_folder_errors(folder: Path, tmp_path: Path) -> None:
         ImageFolder(folder)[0]
     with pytest.raises(RecipeError, match="--data"):
         make_source(dict(source="images"), 0, "image")
-    with pytest.raises(RecipeError, match="unknown settings splat; known are path, split"):
+    with pytest.raises(RecipeError, match="unknown settings data.splat; known are path, split"):
         make_source(dict(source="images", path=str(folder), splat=1), 0, "image")
 
 

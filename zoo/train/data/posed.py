@@ -19,6 +19,7 @@ from PIL import Image
 
 from zoo.errors import DataError
 from zoo.photos import read_image
+from zoo.settings import Side
 from zoo.train.data.lists import read_lines, split_fields
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -36,7 +37,7 @@ class PosedPairs:
     Raises DataError (a ValueError), for what is wrong with a view when it is read.
     """
 
-    def __init__(self, path: str | Path, image_size: int | tuple[int, int] = 224) -> None:
+    def __init__(self, path: str | Path, image_size: Side | tuple[Side, Side] = 224) -> None:
         self.folder = Path(path)
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.image_size = int(height), int(width)

@@ -6,14 +6,14 @@ import inspect
 import reprlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 from torch.utils.data import Dataset
 
 from zoo.errors import RecipeError
-from zoo.models.making.arguments import MAX_SIDE
 from zoo.scenes import SceneConfig, SceneImages, ScenePairs
 from zoo.scenes.torch.pairs import DrawnScenes, NumberedScenes
+from zoo.settings import Count, Declared, OneOf, PathLike, Side, check_settings, declared
 from zoo.train.data.folder import ImageFolder
 from zoo.train.data.hub import HubImages
 from zoo.train.data.loading import ENDLESS
@@ -33,6 +33,21 @@ TASKS = {
 """Samples with a truth, and the keys it comes under: see `zoo.scenes.pairs.TRUTHS`; what is not known is inf."""
 
 
+Place = Literal["workers", "device"]
+"""What draws or renders scenes."""
+
+_Make = Callable[..., Any]
+"""Settings and a seed -> a source; `path` is None where the recipe has none."""
+
+
+class _Source(NamedTuple):
+    """How a source is made, and what declares its settings; `skip` are parameters that are none."""
+
+    make: _Make
+    takers: tuple[Callable[..., Any], ...]
+    skip: tuple[str, ...] = ("self", "seed")
+
+
 def make_source(settings: dict[str, Any], seed: int, sample: str) -> Any:
     """The map-style dataset that a recipe's `data` names. Raises RecipeError or DataError (ValueErrors).
 
@@ -42,39 +57,25 @@ def make_source(settings: dict[str, Any], seed: int, sample: str) -> Any:
     """
     settings = dict(settings)
     kind = settings.pop("source", None)
-    sources: dict[tuple[Any, str], Callable[[dict[str, Any], int], Any]] = {
-        ("scenes", "pair"): _scenes("pair"),
-        ("scenes", "image"): _scenes("image"),
-        **{("scenes", task): _scenes(task) for task in TASKS},
-        ("posed", "points"): _files(PosedPairs, "the folder of posed pairs"),
-        ("pairs", "pair"): _photo_pairs,
-        ("patterns", "image"): _pattern_images,
-        ("images", "image"): _files(ImageFolder, "the folder of images"),
-        ("datasets", "image"): _files(HubImages, "the data set's name or folder"),
-        ("webdataset", "image"): _files(ImageShards, "the shards, such as 'train-{0000..1023}.tar'"),
-        **{("matching", task): _matching_pairs(task) for task in TRUTHS},
-    }
-    _check_measure(settings)
     if is_extension(kind):
         return _make_own(str(kind), settings, seed)
-    if not isinstance(kind, str) or (kind, sample) not in sources:
-        known = [name for name, of in sources if of == sample]
+    if not isinstance(kind, str) or (kind, sample) not in SOURCES:
+        known = [name for name, of in SOURCES if of == sample]
         raise RecipeError(
             f"There is no data source {reprlib.repr(kind)} of {sample}s; choose {' or '.join(known)}, or your own as "
             "package.module:Class."
         )
+    if settings.get("path") is None:  # said by --data
+        settings.pop("path", None)
+    settings = check_settings(settings, source_settings(kind, sample), "The recipe", "data.")
     with fitting(f"settings of the data source '{kind}'"):
-        return sources[kind, sample](settings, seed)
+        return SOURCES[kind, sample].make(seed, **settings)
 
 
-def _check_measure(settings: dict[str, Any]) -> None:
-    """Raise RecipeError for sizes and numbers of drawn images that no machine could hold."""
-    for name, most in (("image_size", MAX_SIDE), ("supersample", 64), ("samples", ENDLESS)):
-        value = settings.get(name, 1)
-        pair = name == "image_size" and isinstance(value, (list, tuple)) and len(value) == 2
-        for number in value if pair else [value]:
-            if type(number) is not int or not 1 <= number <= most:
-                raise RecipeError(f"The recipe's data has {name}: {reprlib.repr(value)}; it is 1 to {most:,}.")
+def source_settings(kind: str, sample: str) -> dict[str, Declared]:
+    """The settings of one of the zoo's sources."""
+    _, takers, skip = SOURCES[kind, sample]
+    return declared(*takers, skip=skip)
 
 
 def _make_own(name: str, settings: dict[str, Any], seed: int) -> Any:
@@ -93,93 +94,85 @@ def _make_own(name: str, settings: dict[str, Any], seed: int) -> Any:
     return source
 
 
-def _scenes(sample: str) -> Callable[[dict[str, Any], int], Any]:
-    """render: "workers" (the default) or "device", which gets the scenes drawn but not rendered; see `to_device`.
-    draw: "workers", or "device" too. task: the sample, to be read in a recipe. samples: how many different ones there
-    are; by default they never end."""
-
-    def make(settings: dict[str, Any], seed: int) -> Any:
-        _refuse_path(settings, "Scenes")
-        task = settings.pop("task", sample)
-        if task != sample:
+def _scenes(sample: str) -> _Source:
+    def make(
+        seed: int,
+        path: PathLike | None = None,
+        samples: Count = ENDLESS,
+        task: Annotated[str, OneOf(("pair", "image", *TASKS))] | None = None,
+        draw: Place = "workers",
+        render: Place = "workers",
+        **scene: Any,
+    ) -> Any:
+        """render: "workers" (the default) or "device", which gets the scenes drawn but not rendered; see `to_device`.
+        draw: "workers", or "device" too. task: the sample, to be read in a recipe. samples: how many different ones
+        there are; by default they never end."""
+        _refuse_path(path, "Scenes")
+        if task not in (None, sample):
             raise RecipeError(f"The objective takes scenes as {sample}, not as {task}; leave out data.task.")
-        draw, render = settings.pop("draw", "workers"), settings.pop("render", "workers")
-        if (draw, render) not in (("workers", "workers"), ("workers", "device"), ("device", "device")):
+        if (draw, render) == ("device", "workers"):
             raise RecipeError(
-                f"Scenes can't be drawn by '{draw}' and rendered by '{render}'; choose workers or device, and the "
-                "device for rendering what it draws."
+                "Scenes that are drawn by the device can't be rendered by workers; set data.render=device, or leave "
+                "out data.draw."
             )
-        length = settings.pop("samples", ENDLESS)
-        settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
         if sample == "stereo":
-            settings.setdefault("rectified", True)
-        try:
-            config = SceneConfig(**settings)
-        except TypeError as error:
-            raise RecipeError(f"The recipe's data settings don't fit procedural scenes ({error}).") from error
-        pairs = ScenePairs(config, seed=seed, length=length, truths=TASKS.get(sample, ()))
+            scene.setdefault("rectified", True)
+        pairs = ScenePairs(SceneConfig(**scene), seed=seed, length=samples, truths=TASKS.get(sample, ()))
         if render == "device":
             return (NumberedScenes if draw == "device" else DrawnScenes)(pairs, views=1 if sample == "image" else 2)
         return SceneImages(pairs) if sample == "image" else pairs
 
-    return make
+    return _Source(make, (make, SceneConfig))
 
 
-def _refuse_path(settings: dict[str, Any], what: str) -> None:
+def _refuse_path(path: Any, what: str) -> None:
     """Raise RecipeError if what makes its samples is told to read some."""
-    if settings.pop("path", None) is not None:
+    if path is not None:
         raise RecipeError(
             f"{what} are made, not read, so data.path has no use; name the source that reads it as data.source, or "
             "leave it out."
         )
 
 
-def _pattern_images(settings: dict[str, Any], seed: int) -> PatternImages:
-    _refuse_path(settings, "Patterns")
-    length, size = settings.pop("samples", ENDLESS), settings.pop("image_size", 64)
-    if settings:
-        raise RecipeError(f"Patterns have no settings {', '.join(settings)}; known are samples, image_size.")
-    return PatternImages(seed, length, size)
+def _pattern_images(
+    seed: int, path: PathLike | None = None, samples: Count = ENDLESS, image_size: Side = 64
+) -> PatternImages:
+    _refuse_path(path, "Patterns")
+    return PatternImages(seed, samples, image_size)
 
 
-def _files(source_cls: Any, what: str) -> Callable[[dict[str, Any], int], Any]:
-    """How a source is made that reads `what` at the path of the data settings."""
+def _files(source_cls: Any, what: str) -> _Source:
+    """A source that reads `what` at the path of the data settings."""
 
-    def make(settings: dict[str, Any], seed: int) -> Any:
-        known = inspect.signature(source_cls).parameters
-        if unknown := [key for key in settings if key not in known]:
-            raise RecipeError(
-                f"The recipe's data has unknown settings {', '.join(unknown)}; known are {', '.join(known)}."
-            )
-        if settings.get("path") is None:
-            raise RecipeError(f"This recipe trains on your images; name {what} with --data.")
-        return source_cls(**settings)
+    def make(seed: int, path: Any = None, **settings: Any) -> Any:
+        if path is None:
+            raise RecipeError(f"This recipe trains on {what} with --data.")
+        return source_cls(path, **settings)
 
-    return make
+    return _Source(make, (source_cls,))
 
 
-def _matching_pairs(task: str) -> Callable[[dict[str, Any], int], MatchingPairs]:
-    def make(settings: dict[str, Any], seed: int) -> MatchingPairs:
-        known = inspect.signature(MatchingPairs).parameters.keys() - {"task"}
-        if unknown := sorted(settings.keys() - known):
-            raise RecipeError(
-                f"The recipe's data has unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}."
-            )
-        if settings.get("path") is None:
+def _matching_pairs(task: str) -> _Source:
+    def make(seed: int, path: Any = None, **settings: Any) -> MatchingPairs:
+        if path is None:
             raise RecipeError(
                 f"This recipe trains on {task} pairs; name the folder of the data sets, or your list, with --data."
             )
-        if Path(settings["path"]).is_file():  # a list of one's own, whatever data sets the recipe mixes
+        if Path(path).is_file():  # a list of one's own, whatever data sets the recipe mixes
             settings["mix"] = "list"
-        return MatchingPairs(task, **settings)
+        return MatchingPairs(task, path, **settings)
 
-    return make
+    return _Source(make, (MatchingPairs,), ("self", "task"))
 
 
-def _photo_pairs(settings: dict[str, Any], seed: int) -> ImagePairs:
-    path = settings.pop("path", None)
-    if settings:
-        raise RecipeError(f"Photo pairs have no settings {', '.join(settings)}; leave them out of the recipe's data.")
-    if path is None:
-        raise RecipeError("This recipe trains on photo pairs; say where they are with --data FOLDER.")
-    return ImagePairs(path)
+SOURCES: dict[tuple[str, str], _Source] = {
+    **{("scenes", sample): _scenes(sample) for sample in ("pair", "image", *TASKS)},
+    ("posed", "points"): _files(PosedPairs, "your images; name the folder of posed pairs"),
+    ("pairs", "pair"): _files(ImagePairs, "photo pairs; say where they are"),
+    ("patterns", "image"): _Source(_pattern_images, (_pattern_images,)),
+    ("images", "image"): _files(ImageFolder, "your images; name the folder of images"),
+    ("datasets", "image"): _files(HubImages, "your images; name the data set's name or folder"),
+    ("webdataset", "image"): _files(ImageShards, "your images; name the shards, such as 'train-{0000..1023}.tar',"),
+    **{("matching", task): _matching_pairs(task) for task in TRUTHS},
+}
+"""The zoo's sources, by the name that recipes use and by what their samples are."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from zoo.models.croco import PairModel
 from zoo.pictures import draw_images, hide
 from zoo.scenes.torch.pairs import DrawnScenes
 from zoo.scenes.torch.random import Draws
+from zoo.settings import Jitter, OneOf, Share, Side
 from zoo.train.data.jitter import color_jitter, draw_jitter, draw_jitters
 from zoo.train.objectives.objective import Objective, as_pixels
 
@@ -118,11 +119,11 @@ class CrossViewCompletion(Objective):
         self,
         model: PairModel,
         source: Sized,
-        mask_ratio: float = 0.9,
-        crop: int | None = None,
-        resize: int | None = None,
-        color_jitter: float = 0.0,
-        target: str | None = None,
+        mask_ratio: Share = 0.9,
+        crop: Side | None = None,
+        resize: Side | None = None,
+        color_jitter: Jitter = 0.0,
+        target: Annotated[str, OneOf(tuple(TARGETS))] | None = None,
     ) -> None:
         if not isinstance(model, PairModel) or model.head is None:
             raise RecipeError(
@@ -155,8 +156,6 @@ class CrossViewCompletion(Objective):
                         "all of them."
                     )
             elif name == "target":
-                if value not in (None, *TARGETS):
-                    raise RecipeError(f"The target '{value}' is unknown; choose {', '.join(TARGETS)}.")
                 self.target = value
             else:
                 super().configure(**{name: value})

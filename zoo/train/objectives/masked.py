@@ -19,6 +19,7 @@ from zoo.models.shared.masked import MaskedAutoencoder
 from zoo.pictures import draw_images, hide
 from zoo.scenes.torch.pairs import DrawnScenes
 from zoo.scenes.torch.random import Draws
+from zoo.settings import AreaRange, Jitter, Share
 from zoo.train.objectives.objective import Objective, as_pixels
 from zoo.train.objectives.teachers import make_teacher
 
@@ -91,8 +92,8 @@ class MaskedImageModeling(Objective):
         self,
         model: MaskedAutoencoder,
         source: Sized,
-        mask_ratio: float = 0.75,
-        scale: tuple[float, float] = (0.2, 1.0),
+        mask_ratio: Share = 0.75,
+        scale: AreaRange = (0.2, 1.0),
     ) -> None:
         if not isinstance(model, MaskedAutoencoder):
             raise RecipeError(
@@ -102,6 +103,11 @@ class MaskedImageModeling(Objective):
         super().__init__(model, source)
         rows, columns = model.encoder.grid_size
         self.hidden = num_hidden(rows * columns, mask_ratio)
+        if not 0 < self.hidden < rows * columns:
+            raise RecipeError(
+                f"A mask_ratio of {mask_ratio} hides {self.hidden} of {rows * columns} patches; hide some, not all of "
+                "them."
+            )
         self.transform = RandomMaskTransform(model.img_size, scale, rows * columns, mask_ratio)
         if isinstance(source, DrawnScenes):
             self.transform.check_whole()
@@ -148,10 +154,10 @@ class MaskedTokenModeling(Objective):
         model: ITPNClip,
         source: Sized,
         teacher: str,
-        hidden_share: float = 75 / 196,
-        scale: tuple[float, float] = (0.2, 1.0),
+        hidden_share: Share = 75 / 196,
+        scale: AreaRange = (0.2, 1.0),
         reference_range: bool = False,
-        color_jitter: float = 0.0,
+        color_jitter: Jitter = 0.0,
     ) -> None:
         if not isinstance(model, ITPNClip):
             raise RecipeError(
@@ -168,6 +174,11 @@ class MaskedTokenModeling(Objective):
                 f"{model.head.out_features}; set model_args.teacher_dim."
             )
         hidden = round(hidden_share * grid[0] * grid[1])
+        if not 0 < hidden < grid[0] * grid[1]:
+            raise RecipeError(
+                f"A hidden_share of {hidden_share} hides {hidden} of {grid[0] * grid[1]} patches; hide some, not all "
+                "of them."
+            )
         self.transform = MaskedTransform(model.img_size, scale, partial(block_mask, grid, hidden), color_jitter)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -308,7 +308,7 @@ def test_frozen_statistics(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"model": "pirl_resnet50", "model_args": {}}, "--form pretraining"),
-        ({"objective.view": "mirror"}, "no view 'mirror'"),
+        ({"objective.view": "mirror"}, "view: 'mirror'; it must be jigsaw or rotation"),
         ({"objective.view": "rotation"}, "set model_args.patches"),
         ({"objective.patch_size": 13}, "don't fit into the cells"),
         ({"data": dict(source="scenes", image_size=36)}, "data.samples"),

@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from zoo.errors import DataError
 from zoo.photos import read_image
+from zoo.settings import Within
 from zoo.train.data.lists import read_lines, split_fields
 from zoo.train.data.matching.augment import TRUTHS
 from zoo.train.data.matching.maps import read_truth
 from zoo.train.data.matching.sets import SETS, Entry, list_pairs
 
 _FIELDS = 5  # of an Entry
+_MOST_DRAWS = 1 << 28  # of an epoch, whose order is drawn at once
 
 
 class MatchingPairs:
@@ -32,7 +34,12 @@ class MatchingPairs:
     """
 
     def __init__(
-        self, task: str, path: str | Path, mix: str = "list", epoch: int | None = None, whole_truth: bool = False
+        self,
+        task: str,
+        path: str | Path,
+        mix: str = "list",
+        epoch: Annotated[int, Within(1, _MOST_DRAWS)] | None = None,
+        whole_truth: bool = False,
     ) -> None:
         self.task, self.whole_truth = task, whole_truth
         parts = parse_mix(mix)
@@ -42,6 +49,8 @@ class MatchingPairs:
         # text in arrays: hundreds of thousands of Paths would fill each process's memory
         self.rows = [np.array(["\t".join(str(x or "") for x in entry).encode() for entry in of]) for of in lists]
         self.ends = np.cumsum([times * len(rows) for (times, _, _), rows in zip(parts, self.rows)])
+        if self.ends[-1] > _MOST_DRAWS:
+            raise DataError(f"The mixture '{mix}' comes to {self.ends[-1]:,} draws; draw pairs less often.")
         self.length = epoch or int(self.ends[-1])
 
     def __len__(self) -> int:
@@ -88,7 +97,7 @@ def parse_mix(mix: str) -> list[tuple[int, str, str]]:
     """ "A:x + 50 * B:y" -> how often, name and split of each part. Raises DataError (a ValueError)."""
     parts = []
     for part in mix.split("+"):
-        match = re.fullmatch(r"\s*(?:(\d+)\s*\*\s*)?(\w+)(?::(\w+))?\s*", part)
+        match = re.fullmatch(r"\s*(?:(\d{1,6})\s*\*\s*)?(\w+)(?::(\w+))?\s*", part)
         if not match or match[1] == "0":
             raise DataError(f"The mixture '{mix}' can't be read; write it as 'sceneflow:train_all + 30 * eth3d:train'.")
         parts.append((int(match[1] or 1), match[2], match[3] or ""))

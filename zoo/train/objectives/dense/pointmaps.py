@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from zoo.errors import RecipeError
 from zoo.models.pointmaps import PointmapModel
 from zoo.pictures import color_depth, draw_images
 from zoo.scenes.torch.random import Draws
+from zoo.settings import Jitter, Side, Within
 from zoo.train.data.jitter import color_jitter, draw_jitter, draw_jitters
 from zoo.train.objectives.dense.pointmap_losses import ALPHA, confidence_loss, point_distances, regression_loss
 from zoo.train.objectives.objective import Objective, as_pixels
@@ -67,9 +68,9 @@ class Pointmaps(Objective):
         self,
         model: PointmapModel,
         source: Sized,
-        alpha: float = ALPHA,
-        heights: Sequence[int] | None = None,
-        color_jitter: float = 0.0,
+        alpha: Annotated[float, Within(0, 1000)] = ALPHA,
+        heights: Sequence[Side] | None = None,
+        color_jitter: Jitter = 0.0,
     ) -> None:
         if not isinstance(model, PointmapModel) or model.descriptor_dim:
             raise RecipeError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from zoo.colors import disparity_colors, flow_colors
 from zoo.errors import RecipeError
 from zoo.models.croco import DensePairModel
 from zoo.pictures import draw_images
+from zoo.settings import OneOf, Side, Within
 from zoo.train.data.matching.augment import TRUTHS, MatchingTransform, change_colors, tilt, whole_pair
 from zoo.train.objectives.dense.losses import LOSSES, DenseLoss
 from zoo.train.objectives.dense.metrics import batch_metrics
@@ -20,6 +21,9 @@ from zoo.train.objectives.objective import Objective, as_pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+Loss = Annotated[str, OneOf(tuple(LOSSES))]
 
 
 class _Matching(Objective):
@@ -38,19 +42,17 @@ class _Matching(Objective):
         self,
         model: Any,
         source: Any,
-        loss: str,
-        crop: Sequence[int] | None = None,
+        loss: Loss,
+        crop: tuple[Side, Side] | None = None,
         colors: bool = True,
-        noise: float = 0.0,
-        overlap: float = 0.7,
+        noise: Annotated[float, Within(0, 255)] = 0.0,
+        overlap: Annotated[float, Within(0, 1, below=True)] = 0.7,
     ) -> None:
         if not isinstance(model, DensePairModel) or model.out_chans not in (self.channels, self.channels + 1):
             raise RecipeError(
                 f"The objective '{self.sample}' trains a two-image model with a dense head of {self.channels} channels "
                 f"and a confidence, not {type(model).__name__}; choose one of `zoo list --form dense`."
             )
-        if loss not in LOSSES:
-            raise RecipeError(f"The loss '{loss}' is unknown; choose {', '.join(LOSSES)}.")
         if loss != "l1" and model.out_chans == self.channels:
             raise RecipeError(
                 f"The loss '{loss}' needs a confidence, and the model gives {model.out_chans} channels; set "
@@ -59,10 +61,7 @@ class _Matching(Objective):
         super().__init__(model, source)
         self.loss: DenseLoss = LOSSES[loss]()
         self.overlap, self.noise = overlap, noise
-        self.crop = None
-        if crop is not None:
-            height, width = crop
-            self.crop = (int(height), int(width))
+        self.crop = crop
         self.transform = MatchingTransform(self.sample, self.crop, colors)
         self.validation_transform = whole_pair
         nothing = torch.zeros(1, self.channels, 1, 1)
@@ -154,7 +153,7 @@ class Stereo(_Matching):
     channels = 1
     ranked_by = ("avgerr", False)
 
-    def __init__(self, model: Any, source: Any, loss: str = "laplacian_bounded2", **settings: Any) -> None:
+    def __init__(self, model: Any, source: Any, loss: Loss = "laplacian_bounded2", **settings: Any) -> None:
         super().__init__(model, source, loss, **settings)
 
     def draw_truth(self, truth: np.ndarray) -> np.ndarray:
@@ -168,7 +167,7 @@ class Flow(_Matching):
     channels = 2
     ranked_by = ("EPE", False)
 
-    def __init__(self, model: Any, source: Any, loss: str = "laplacian_bounded", **settings: Any) -> None:
+    def __init__(self, model: Any, source: Any, loss: Loss = "laplacian_bounded", **settings: Any) -> None:
         super().__init__(model, source, loss, **settings)
 
     def draw_truth(self, truth: np.ndarray) -> np.ndarray:

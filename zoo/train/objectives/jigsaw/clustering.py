@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from torchvision.transforms.v2 import functional as TF
 from zoo.errors import RecipeError
 from zoo.models.resnet import JigsawClusteringModel
 from zoo.pictures import FRAME_COLORS, Frame, Panel, draw_panels
+from zoo.settings import AreaRange, Share, Side, Temperature, Within
 from zoo.train.machines.processes import gather, gather_differentiably, rank, world
-from zoo.train.objectives.jigsaw.patches import random_blur, to_tensor
+from zoo.train.objectives.jigsaw.patches import BlurRange, check_blur, random_blur, to_tensor
 from zoo.train.objectives.objective import Objective, as_pixels
 
 if TYPE_CHECKING:
@@ -118,13 +119,13 @@ class JigsawClustering(Objective):
         self,
         model: JigsawClusteringModel,
         source: Sized,
-        quarter: int = 112,
-        overlap: float = 0.3,
-        temperature: float = 0.3,
-        base_temperature: float = 0.07,
-        crop_scale: Sequence[float] = (0.2, 1.0),
-        flip: float = 0.5,
-        blur: Sequence[float] = (0.1, 2.0),
+        quarter: Side = 112,
+        overlap: Annotated[float, Within(0, 0.5)] = 0.3,
+        temperature: Temperature = 0.3,
+        base_temperature: Temperature = 0.07,
+        crop_scale: AreaRange = (0.2, 1.0),
+        flip: Share = 0.5,
+        blur: BlurRange = (0.1, 2.0),
     ) -> None:
         if not isinstance(model, JigsawClusteringModel):
             raise RecipeError(
@@ -133,6 +134,7 @@ class JigsawClustering(Objective):
             )
         super().__init__(model, source)
         self.overlap, self.temperature, self.base_temperature = overlap, temperature, base_temperature
+        check_blur(quarter, blur)
         augment = [
             transforms.RandomResizedCrop(quarter, crop_scale, antialias=True),
             transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),

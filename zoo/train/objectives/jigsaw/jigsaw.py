@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torchvision.transforms import v2 as transforms
 
 from zoo.errors import RecipeError
 from zoo.models.resnet import JigsawModel
+from zoo.settings import AreaRange, Share, Side, Within
 from zoo.train.objectives.jigsaw.patches import cut_patches, distortion, draw_puzzles, to_tensor
 from zoo.train.objectives.jigsaw.permutations import read_permutations
 from zoo.train.objectives.objective import Objective
@@ -44,7 +45,7 @@ class PuzzleTransform:
         return dict(patches=torch.stack(patches), permutation=torch.randint(self.permutations, (self.puzzles,)))
 
 
-def _cropping(crop: int, resize: int | None, scale: Sequence[float]) -> list[transforms.Transform]:
+def _cropping(crop: int, resize: int | None, scale: AreaRange) -> list[transforms.Transform]:
     if resize is None:
         return [transforms.RandomResizedCrop(crop, scale, antialias=True)]
     return [
@@ -71,14 +72,14 @@ class Jigsaw(Objective):
         self,
         model: JigsawModel,
         source: Sized,
-        crop: int = 255,
-        resize: int | None = 256,
-        crop_scale: Sequence[float] = (0.6, 1.0),
-        patch: int = 64,
-        image_grayscale: float = 0.66,
-        grayscale: float = 0.0,
+        crop: Side = 255,
+        resize: Side | None = 256,
+        crop_scale: AreaRange = (0.6, 1.0),
+        patch: Side = 64,
+        image_grayscale: Share = 0.66,
+        grayscale: Share = 0.0,
         distort: bool = False,
-        puzzles: int = 1,
+        puzzles: Annotated[int, Within(1, 1000)] = 1,
         permutations: str = "own",
     ) -> None:
         if not isinstance(model, JigsawModel):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
@@ -15,11 +15,15 @@ from torch import Tensor
 from torchvision.transforms import v2 as transforms
 from torchvision.transforms.v2 import functional as TF
 
+from zoo.errors import RecipeError
 from zoo.pictures import Frame, Panel, draw_panels
+from zoo.settings import Rising, Within
 from zoo.train.objectives.objective import as_pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_Deviation = Annotated[float, Within(0, 100, above=True)]
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
@@ -86,9 +90,26 @@ def simclr_distortion(blur: bool = True) -> transforms.Transform:
     return transforms.Compose([*steps, random_blur()] if blur else steps)
 
 
-def random_blur(sigma: Sequence[float] = (0.1, 2.0)) -> transforms.Transform:
+BlurRange = Annotated[tuple[_Deviation, _Deviation], Rising()]
+"""Of a Gaussian's deviation in pixels."""
+
+
+def check_blur(side: int, sigma: BlurRange = (0.1, 2.0)) -> None:
+    """Raise RecipeError (a ValueError) if images of `side` pixels are too small for `random_blur`."""
+    if _reach(sigma) >= side:
+        raise RecipeError(
+            f"A blur of up to {sigma[1]:g} pixels reaches {_reach(sigma)} of them, beyond images of {side}; make them "
+            "larger, or leave it out."
+        )
+
+
+def _reach(sigma: BlurRange) -> int:
+    return math.ceil(3 * sigma[1])
+
+
+def random_blur(sigma: BlurRange = (0.1, 2.0)) -> transforms.Transform:
     """Half of the images blurred by a Gaussian of `sigma` pixels, that reaches to three deviations."""
-    reach = math.ceil(3 * sigma[1])
+    reach = _reach(sigma)
     return transforms.RandomApply([transforms.GaussianBlur(2 * reach + 1, tuple(sigma))], p=0.5)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Sized
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -21,9 +21,17 @@ from torchvision.transforms import v2 as transforms
 from zoo.errors import RecipeError
 from zoo.models.resnet import PirlModel
 from zoo.pictures import draw_images
+from zoo.settings import AreaRange, Share, Side, Temperature, Within
 from zoo.train.data.loading import ENDLESS
 from zoo.train.machines.processes import gather, world
-from zoo.train.objectives.jigsaw.patches import cut_patches, distortion, draw_puzzles, simclr_distortion, to_tensor
+from zoo.train.objectives.jigsaw.patches import (
+    check_blur,
+    cut_patches,
+    distortion,
+    draw_puzzles,
+    simclr_distortion,
+    to_tensor,
+)
 from zoo.train.objectives.objective import Objective, as_pixels
 
 if TYPE_CHECKING:
@@ -48,18 +56,20 @@ class PirlTransform:
         image_size: int,
         crop_size: int,
         patch_size: int,
-        scale: Sequence[float] = (0.08, 1.0),
+        scale: AreaRange = (0.08, 1.0),
         blur: bool = False,
         strength: float = 1.0,
         colors: Colors = "pirl",
     ) -> None:
-        if colors not in ("pirl", "simclr") or (colors == "simclr" and strength != 1.0):
-            raise RecipeError(f"PIRL has no colors '{colors}' of strength {strength}; choose pirl, or simclr of 1.0.")
+        if colors == "simclr" and strength != 1.0:
+            raise RecipeError(f"PIRL has no colors 'simclr' of strength {strength}; choose pirl, or simclr of 1.0.")
         if patch_size > crop_size // 3:
             raise RecipeError(
                 f"Patches of {patch_size} pixels don't fit into the cells of a third of {crop_size}; set "
                 "objective.patch_size or objective.crop_size."
             )
+        if blur:
+            check_blur(min(image_size, patch_size))
         self.view, self.patch_size = view, patch_size
         self.crop = transforms.RandomResizedCrop(image_size, scale=tuple(scale), antialias=True)
         self.jigsaw_crop = transforms.RandomResizedCrop(crop_size, scale=(0.6, 1.0), antialias=True)
@@ -265,27 +275,23 @@ class Pirl(Objective):
         source: Sized,
         view: View = "jigsaw",
         loss: Loss = "nce",
-        temperature: float = 0.07,
-        negatives: int = 32_000,
-        momentum: float = 0.5,
-        view_weight: float = 0.5,
+        temperature: Temperature = 0.07,
+        negatives: Annotated[int, Within(1, 1 << 20)] = 32_000,
+        momentum: Share = 0.5,
+        view_weight: Share = 0.5,
         frozen_statistics: bool = False,
-        image_size: int = 224,
-        crop_size: int = 255,
-        patch_size: int = 64,
-        scale: Sequence[float] = (0.08, 1.0),
+        image_size: Side = 224,
+        crop_size: Side = 255,
+        patch_size: Side = 64,
+        scale: AreaRange = (0.08, 1.0),
         blur: bool = False,
-        strength: float = 1.0,
+        strength: Annotated[float, Within(0, 1.5)] = 1.0,
         colors: Colors = "pirl",
     ) -> None:
         if not isinstance(model, PirlModel):
             raise RecipeError(
                 f"PIRL trains a model with heads for images and views, not {type(model).__name__}; choose one of "
                 "`zoo list 'pirl*' --form pretraining` as the recipe's model."
-            )
-        if view not in ("jigsaw", "rotation") or loss not in ("nce", "infonce"):
-            raise RecipeError(
-                f"PIRL has no view '{view}' with loss '{loss}'; choose jigsaw or rotation, and nce or infonce."
             )
         patches = 9 if view == "jigsaw" else 1
         if model.patches != patches:

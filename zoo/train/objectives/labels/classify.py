@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from PIL import Image
-from timm.data import Mixup, create_transform
+from timm.data import Mixup, auto_augment, create_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import RecipeError
 from zoo.pictures import draw_images, to_pixels
+from zoo.settings import AreaRange, Jitter, Like, Share, Within
 from zoo.train.data.loading import seed_python
 from zoo.train.objectives.objective import Objective
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+Policy = Annotated[
+    str,
+    Like(
+        r"(original|originalr|v0|v0r|3a|rand|augmix)"
+        r"(-(m(10|\d)|n[1-9]|w[1-9]|d-?[1-9]|p(1|0?\.\d{1,4})|a\d(\.\d{1,4})?|mstd\d{1,3}(\.\d{1,4})?|mmax(10|\d)"
+        r"|inc[01]|b[01]|tweights|t3a))*",
+        "rand-m9-mstd0.5-inc1",
+    ),
+]
+"""Of timm.data.auto_augment: its name, and numbers that its operations can take."""
 
 
 class LabeledTransform:
@@ -28,11 +41,28 @@ class LabeledTransform:
     def __init__(self, size: tuple[int, int], **settings: Any) -> None:
         # "prefetcher": timm's word for leaving the normalization to the device
         self.transform = create_transform((3, *size), interpolation="bicubic", use_prefetcher=True, **settings)
+        for operation in _operations(self.transform):
+            if operation.aug_fn is auto_augment.posterize:
+                operation.aug_fn = _posterize
 
     def __call__(self, sample: dict[str, Any], seed: int) -> dict[str, Tensor]:
         """image: uint8 array (H, W, 3) -> uint8 tensor (3, h, w); label: int -> int64 scalar."""
         image: Any = self.transform(Image.fromarray(sample["image"]))
         return dict(image=image, label=torch.tensor(sample["label"]))
+
+
+def _operations(transform: Any) -> list[Any]:
+    """The operations of timm's policies in a transform."""
+    found: list[Any] = []
+    for step in getattr(transform, "transforms", ()):
+        for several in getattr(step, "policy", [getattr(step, "ops", [])]):
+            found += several
+    return found
+
+
+def _posterize(image: Image.Image, bits: int, **settings: Any) -> Image.Image:
+    """timm's, also to no bits at all, which its strongest magnitudes ask for and Pillow 13 refuses: black as before."""
+    return image.point(lambda _: 0) if bits < 1 else auto_augment.posterize(image, bits, **settings)
 
 
 class LabeledObjective(Objective):
@@ -117,13 +147,13 @@ class Classification(LabeledObjective):
         self,
         model: Any,
         source: Any,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        label_smoothing: float = 0.1,
-        erasing: float = 0.0,
-        augment: str | None = None,
-        scale: tuple[float, float] = (0.08, 1.0),
-        color_jitter: float = 0.0,
+        mixup: Annotated[float, Within(0, 1000)] = 0.0,
+        cutmix: Annotated[float, Within(0, 1000)] = 0.0,
+        label_smoothing: Annotated[float, Within(0, 1, below=True)] = 0.1,
+        erasing: Share = 0.0,
+        augment: Policy | None = None,
+        scale: AreaRange = (0.08, 1.0),
+        color_jitter: Jitter = 0.0,
     ) -> None:
         super().__init__(model, source, auto_augment=augment, scale=scale, color_jitter=color_jitter)
         self.label_smoothing, self.erasing = label_smoothing, erasing
@@ -159,7 +189,7 @@ class LinearProbe(LabeledObjective):
     MoCo's and Jigsaw Clustering's. scale: see `Classification`.
     """
 
-    def __init__(self, model: Any, source: Any, scale: tuple[float, float] = (0.08, 1.0), norm: bool = True) -> None:
+    def __init__(self, model: Any, source: Any, scale: AreaRange = (0.08, 1.0), norm: bool = True) -> None:
         super().__init__(model, source, scale=scale, color_jitter=0.0)
         model.requires_grad_(False)
         self.head = model.get_classifier().requires_grad_(True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoo.errors import RecipeError
 from zoo.models.resnet import PretextResNet
+from zoo.settings import AreaRange
 from zoo.train.objectives.labels.classify import LabeledObjective, fold_norm
 
 SIDES = dict(conv1=12, res2=6, res3=4, res4=3, res5=2)
@@ -25,7 +26,7 @@ class LinearHeads(LabeledObjective):
     normed classifier of the average as its own. scale: of the random crop's area.
     """
 
-    def __init__(self, model: Any, source: Any, scale: tuple[float, float] = (0.08, 1.0)) -> None:
+    def __init__(self, model: Any, source: Any, scale: AreaRange = (0.08, 1.0)) -> None:
         if not isinstance(model, PretextResNet):
             raise RecipeError(
                 f"Linear heads at several depths are of ResNets, not of {type(model).__name__}; use linear_probe."
