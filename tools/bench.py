@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,11 +30,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from timm.layers import set_fused_attn
-from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # this clone's zoo, installed or not
 
+from tools.bench_compare import compare, gflop, seconds  # noqa: E402
+from tools.bench_matching import bench_stereo_reading, bench_stereo_step, bench_stereo_tiles  # noqa: E402
 from tools.bench_scale import BACKBONES, FULL, HIERA, MASKED, TINY, VIT, VIT_LARGE, Scale  # noqa: E402
 from zoo.layers.masking import take_tokens  # noqa: E402
 from zoo.scenes import SceneConfig, sample_scene  # noqa: E402
@@ -44,30 +44,6 @@ from zoo.scenes.torch import render as scenes_torch  # noqa: E402
 from zoo.weights import files, save_safetensors  # noqa: E402
 
 THREADS = 2
-
-
-def gflop(run: Callable[[], object]) -> float:
-    """Billions of floating point operations of one call, by torch's counter."""
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops() / 1e9
-
-
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def compare(ours: Callable[[], object], theirs: Callable[[], object], repeats: int) -> dict[str, float]:
-    """Median times of both, run in turns, and the median of their ratios."""
-    ours(), theirs()  # warm up
-    pairs = [(seconds(ours), seconds(theirs)) for _ in range(repeats)]
-    return dict(
-        seconds=median(a for a, _ in pairs),
-        reference_seconds=median(b for _, b in pairs),
-        ratio=median(a / b for a, b in pairs),
-    )
 
 
 def bench_encoder(repeats: int, scale: Scale) -> dict[str, Any]:
@@ -338,7 +314,7 @@ def bench_pirl_loss(repeats: int, scale: Scale, images: int) -> dict[str, Any]:
     program = textwrap.dedent(f"""
         import json, torch, torch.nn.functional as F
         from functools import partial
-        from tools.bench import compare
+        from tools.bench_compare import compare
         from zoo.train.objectives.jigsaw.pirl import bank_loss, nce
         torch.set_num_threads({THREADS})
         bank = torch.rand({images}, 128).sub_(0.5)
@@ -383,6 +359,9 @@ BENCHES: dict[str, Callable[[int, Scale], dict[str, Any]]] = {
     "step": bench_step,
     **{family: partial(bench_backbone, family=family) for family in BACKBONES},
     **{f"{family}_step": partial(bench_masked_step, family=family) for family in MASKED},
+    "stereo_step": bench_stereo_step,
+    "stereo_tiles": bench_stereo_tiles,
+    "stereo_reading": bench_stereo_reading,
     "scenes": bench_scenes,
     "cold_start": partial(
         bench_cold_start, variant="crocov2_large_patch16_224_dec768d12.habitat_real", most_seconds=0.8

@@ -12,6 +12,7 @@ import torch
 import zoo  # noqa: F401  (registers the models)
 from zoo.layers.masking import num_hidden, random_mask
 
+STEREO = "crocov2_base_patch16_dec768d12_stereo"
 VIT = "vit_base_patch16_224"
 VIT_LARGE = "vit_large_patch16_224"
 HIERA = "hiera_base_224"  # timm's closest hierarchical model
@@ -32,6 +33,9 @@ MASKED = {
 
 _SMALL: dict[str, Any] = dict(img_size=64, embed_dim=48, depth=1, num_heads=3)
 _SMALL_DECODER: dict[str, Any] = dict(decoder_dim=48, decoder_depth=1, decoder_num_heads=3)
+_SMALL_DENSE: dict[str, Any] = dict(
+    embed_dim=48, depth=4, num_heads=3, decoder_dim=48, decoder_depth=4, decoder_num_heads=3, layer_dims=(8, 8, 8, 8)
+) | dict(feature_dim=8, last_dim=8, img_size=(32, 64))
 _SMALL_STAGES: dict[str, Any] = dict(img_size=64, embed_dim=48, depths=(1, 1, 1), num_heads=3)
 
 
@@ -40,13 +44,16 @@ class Scale:
     """How large it is what is measured.
 
     args: of a model, by its name, in place of those that the name means. pixels: side of images, and of those of
-    pointmaps their height and width. pairs: of scenes. negatives: of PIRL's loss; banks_share: of its banks' images.
+    pointmaps, of stereo crops and of stereo files their height and width. pairs: of scenes. negatives: of PIRL's loss;
+    banks_share: of its banks' images.
     """
 
     args: Mapping[str, Mapping[str, Any]]
     batch: int
     pixels: int
     pointmaps_pixels: tuple[int, int]
+    stereo_pixels: tuple[int, int]
+    stereo_files: tuple[int, int]
     pairs: int
     negatives: int
     banks_share: float
@@ -67,13 +74,14 @@ class Scale:
         return random_mask(self.batch, patches, ratio, torch.Generator().manual_seed(0)), num_hidden(patches, ratio)
 
 
-FULL = Scale({}, 4, 224, (288, 384), 32, 32_000, 1.0)
+FULL = Scale({}, 4, 224, (288, 384), (352, 704), (540, 960), 32, 32_000, 1.0)
 TINY = Scale(
     {
         "crocov2_base_patch16_224": _SMALL,
         "crocov2_base_patch16_224_dec768d12": _SMALL | _SMALL_DECODER,
         "crocov2_large_patch16_224_dec768d12": _SMALL | _SMALL_DECODER,
         "dust3r_large_patch16_512_dpt": _SMALL | _SMALL_DECODER | dict(head_type="linear"),
+        STEREO: _SMALL_DENSE,
         VIT: _SMALL,
         VIT_LARGE: _SMALL,
         HIERA: dict(img_size=64, embed_dim=48, num_heads=1, stages=(1, 1, 1, 1)),
@@ -88,6 +96,8 @@ TINY = Scale(
     2,
     64,
     (64, 64),
+    (32, 64),
+    (40, 72),
     2,
     20,
     1e-3,

@@ -35,7 +35,12 @@ def depth_of(disparity: np.ndarray, focal: float, baseline: float, offset: float
 
     focal: in pixels. baseline: distance of the cameras. offset: by how many pixels the right principal point lies
     farther right than the left one.
+
+    Raises ImageError (a ValueError) for a focal length or baseline that isn't positive.
     """
+    for name, value in (("focal length", focal), ("baseline", baseline)):
+        if not 0 < value < math.inf:
+            raise ImageError(f"A {name} of {value:g} gives no depth; give a positive one.")
     moved = disparity + offset
     return np.where(moved > 0, focal * baseline / np.where(moved > 0, moved, 1), np.inf).astype(np.float32)
 

@@ -61,6 +61,15 @@ def read_image(path: str | Path, content: bytes | None = None, enough: int | Non
         ) from error
 
 
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """An image of PIL as RGB, uint8 (H, W, 3), as `read_image` makes it of a file. Raises ImageError (a ValueError)."""
+    try:
+        _check_size(image)
+        return _to_rgb(_upright(image))
+    except Exception as error:
+        raise ImageError(f"The image of PIL can't be read ({error}); give one of 8 or 16 bits.") from error
+
+
 def _open_regular(path: str | Path) -> BinaryIO:
     """A regular file: a pipe would be waited for, for ever."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -108,4 +117,5 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         raise ValueError(f"its {'32-bit integers' if image.mode == 'I' else 'floats'} have no white; save 8 or 16 bits")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # else Pillow warns
-    return np.array(image.convert("RGB"))  # a copy: Pillow's own memory is read-only
+    # a copy: Pillow's own memory is read-only
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -42,8 +43,11 @@ def stereo(
     left: Annotated[Path, typer.Argument(help="The left photo, a folder of them, or a list of pairs.")],
     right: Annotated[Path | None, typer.Argument(help="The right photo, or a folder; nothing for a list.")] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The picture to write; of many pairs the folder.")
-    ] = Path("disparity.png"),
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The picture to write, default: disparity.png; of many pairs the folder: disparity."
+        ),
+    ] = None,
     save: Annotated[
         str | None, typer.Option(help="Write the disparity as this .pfm or .npy file; of many pairs the ending.")
     ] = None,
@@ -72,11 +76,15 @@ def stereo(
 
     from zoo.geometry.clouds import write_ply
     from zoo.matching import colored_points, depth_of, draw_stereo, focal_of
-    from zoo.train.data.matching.maps import read_truth, write_map
+    from zoo.train.data.matching.maps import check_ending, read_truth, write_map
 
     jobs, many = _jobs(left, right, truth)
+    output = output or Path("disparity" if many else "disparity.png")
+    check_ending("" if save is None else f".{save.rpartition('.')[2]}", "stereo")
     if (points is not None or depth is not None) and focal is None and fov is None:
         raise ImageError("Depth needs the camera's focal length; give --focal in pixels or --fov in degrees.")
+    if focal is not None and fov is not None:
+        raise ImageError("A focal length and a field of view say the same; give one of --focal and --fov.")
     net = load_matcher(model, "stereo")
     for job in _progress(jobs, many):
         image, found = _predict(net, job, scale, overlap, tile_batch)
@@ -102,8 +110,9 @@ def flow(
     image1: Annotated[Path, typer.Argument(help="The first photo, a folder of them, or a list of pairs.")],
     image2: Annotated[Path | None, typer.Argument(help="The second photo, or a folder; nothing for a list.")] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The picture to write; of many pairs the folder.")
-    ] = Path("flow.png"),
+        Path | None,
+        typer.Option("--output", "-o", help="The picture to write, default: flow.png; of many pairs the folder: flow."),
+    ] = None,
     save: Annotated[
         str | None, typer.Option(help="Write the flow as this .flo or .npy file; of many pairs the ending.")
     ] = None,
@@ -121,9 +130,11 @@ def flow(
     Example: zoo flow frame1.png frame2.png -o flow.png --save flow.flo
     """
     from zoo.matching import draw_flow
-    from zoo.train.data.matching.maps import read_truth, write_map
+    from zoo.train.data.matching.maps import check_ending, read_truth, write_map
 
     jobs, many = _jobs(image1, image2, truth)
+    output = output or Path("flow" if many else "flow.png")
+    check_ending("" if save is None else f".{save.rpartition('.')[2]}", "flow")
     net = load_matcher(model, "flow")
     for job in _progress(jobs, many):
         image, found = _predict(net, job, scale, overlap, tile_batch)
@@ -173,26 +184,40 @@ def _jobs(first: Path, second: Path | None, truth: Path | None) -> tuple[list[Jo
     """What is asked for, and whether it is many pairs."""
     from zoo.train.data.matching.pairs import read_list
 
-    if second is None:
-        if not first.is_file():
-            raise DataError(f"{first} alone is no pair; give two photos, two folders, or a list file of pairs.")
-        entries = read_list(first, columns=(2, 3))
-        names = [entry.image1.stem for entry in entries]
-        if len(set(names)) < len(names):  # every camera numbers its frames
-            names = [f"{number:05d}_{name}" for number, name in enumerate(names)]
-        return [Job(e.image1, e.image2, name, e.truth) for e, name in zip(entries, names)], True
-    if first.is_dir() != second.is_dir():
+    if second is not None and first.is_dir() != second.is_dir():
         raise DataError(f"One of {first} and {second} is a folder and the other isn't; give two photos or two folders.")
-    if not first.is_dir():
+    if second is not None and not first.is_dir():
         return [Job(first, second, first.stem, truth)], False
-    photos = [sorted(path for path in folder.iterdir() if path.suffix.lower() in _PHOTOS) for folder in (first, second)]
-    if len(photos[0]) != len(photos[1]) or not photos[0]:
-        raise DataError(
-            f"{first} holds {len(photos[0])} photos and {second} {len(photos[1])}; as many are needed, since they are "
-            "paired in the order of their names."
-        )
-    truths = {path.stem: path for path in truth.iterdir()} if truth is not None and truth.is_dir() else {}
-    return [Job(one, two, one.stem, truths.get(one.stem)) for one, two in zip(*photos)], True
+    if second is not None:
+        photos = [_photos(folder) for folder in (first, second)]
+        if len(photos[0]) != len(photos[1]) or not photos[0]:
+            raise DataError(
+                f"{first} holds {len(photos[0])} photos and {second} {len(photos[1])}; as many are needed, since they "
+                "are paired in the order of their names."
+            )
+        pairs: list[tuple[Path, Path, Path | None]] = [(one, two, None) for one, two in zip(*photos)]
+    else:
+        if not first.is_file() or first.suffix.lower() in _PHOTOS:
+            raise DataError(f"{first} alone is no pair; give two photos, two folders, or a list file of pairs.")
+        pairs = [(entry.image1, entry.image2, entry.truth) for entry in read_list(first, columns=(2, 3))]
+    names = [one.stem for one, _, _ in pairs]
+    if len(set(names)) < len(names):  # every camera numbers its frames
+        names = [f"{number:05d}_{name}" for number, name in enumerate(names)]
+    if truth is not None:
+        pairs = [(one, two, _truth_of(one, truth)) for one, two, _ in pairs]
+    return [Job(one, two, name, true) for (one, two, true), name in zip(pairs, names)], True
+
+
+def _photos(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _PHOTOS)
+
+
+def _truth_of(photo: Path, folder: Path) -> Path:
+    """The map of a photo's name in the folder of truths."""
+    found = sorted(folder.glob(f"{glob.escape(photo.stem)}.*")) if folder.is_dir() else []
+    if not found:
+        raise DataError(f"{folder} is no folder with a map called {photo.stem}; the truth of many pairs is one.")
+    return found[0]
 
 
 _PHOTOS = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))

@@ -20,6 +20,7 @@ class Ramp(DensePairModel):
     def __init__(self, values: tuple[float, ...], **args: Any) -> None:
         tiny = dict(embed_dim=8, depth=4, num_heads=1, decoder_dim=8, decoder_depth=3, decoder_num_heads=1)
         super().__init__(len(values), layer_dims=(4, 4, 4, 4), feature_dim=4, last_dim=4, img_size=32, **tiny, **args)
+        self.pretrained_cfg = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
         self.values = values
         self.calls: list[tuple[int, int]] = []
 

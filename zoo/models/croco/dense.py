@@ -110,7 +110,8 @@ class DensePairModel(PairModel):
     ) -> StereoPrediction | FlowPrediction:
         """The disparity or flow from image 1 to image 2, as arrays of their size, in its pixels.
 
-        img1, img2: PIL images, uint8 arrays (H, W, 3) or (H, W), or tensors (3, H, W), uint8 or in 0..1, of any size.
+        img1, img2: files, PIL images, uint8 arrays (H, W, 3) or (H, W), or tensors (3, H, W), uint8 or in 0..1; of any
+        size.
         scale: work on images so many times as large, by default `photo_scale`. overlap, tiling: see `forward_tiled`.
         Raises ImageError (a ValueError) for what is no image and for images that differ in size.
         """
@@ -141,7 +142,7 @@ class DensePairModel(PairModel):
         tile = tile or self.tile_size
         overlap = self.tile_overlap if overlap is None else overlap
         confidence = confidence or self.tile_confidence
-        check_tiles(tile, overlap, confidence)
+        check_tiles(tile, overlap, confidence, tile_batch)
         if img1.shape != img2.shape:
             raise ImageError(
                 f"Both images are cut into the same tiles, but one is {list(img1.shape)} and the other "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from zoo.errors import ImageError
+from zoo.photos import read_image, to_rgb
+
+_STRIP = 16  # times the tile's longer side, over which an enlarged strip is refused
 
 
 class StereoPrediction(NamedTuple):
@@ -32,11 +37,13 @@ class FlowPrediction(NamedTuple):
 def to_batch(image: Any) -> Tensor:
     """An image as float32 (1, 3, H, W) in 0..1.
 
-    image: a PIL image; an array (H, W, 3) or (H, W), uint8; or a tensor (3, H, W), uint8 or floating in 0..1.
-    Raises ImageError (a ValueError) for anything else.
+    image: a file; a PIL image; an array (H, W, 3) or (H, W), uint8; or a tensor (3, H, W), uint8 or floating in 0..1.
+    Transparency is left out. Raises ImageError (a ValueError) for anything else.
     """
-    if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
+    if isinstance(image, (str, Path)):
+        image = read_image(image)
+    elif isinstance(image, Image.Image):
+        image = to_rgb(image)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3):
             raise ImageError(
@@ -51,9 +58,22 @@ def to_batch(image: Any) -> Tensor:
         raise ImageError(f"A tensor of shape {list(image.shape)} is no image; give (3, height, width).")
     if image.dtype == torch.uint8:
         image = image.float() / 255
-    elif not image.is_floating_point() or image.min() < 0 or image.max() > 1:
-        raise ImageError(f"An image tensor is uint8, or floating with values from 0 to 1; this is {image.dtype}.")
+    elif not image.is_floating_point() or not (image.min() >= 0 and image.max() <= 1):  # NaN is neither
+        raise ImageError(
+            f"An image tensor is uint8, or floating with values from 0 to 1; this is {image.dtype}"
+            f"{' with others' if image.is_floating_point() else ''}. Convert it."
+        )
     return image.float()[:3].expand(3, -1, -1)[None]
+
+
+def _check_shape(size: tuple[int, int], tile: tuple[int, int]) -> None:
+    """Raises ImageError for strips, which would grow without measure: a side smaller than a tile is enlarged to it."""
+    factor = max(tile[0] / size[0], tile[1] / size[1])
+    if factor > 1 and factor * max(size) > _STRIP * max(tile):
+        raise ImageError(
+            f"Images of {size[0]}x{size[1]} pixels are too narrow for this model, which looks at tiles of {tile[0]}x"
+            f"{tile[1]}; crop them to a fuller shape."
+        )
 
 
 @torch.inference_mode()
@@ -66,12 +86,16 @@ def predict_pair(model: Any, img1: Any, img2: Any, scale: float, **tiling: Any) 
         raise ImageError(
             f"The images differ in size ({height}x{width} and {height2}x{width2} pixels); give two of one size."
         )
+    if not 0 < scale < math.inf:
+        raise ImageError(f"Images can't be looked at {scale} times as large; give a positive scale.")
     size = (max(1, round(sizes[0][0] * scale)), max(1, round(sizes[0][1] * scale)))
-    device = next(model.parameters()).device
-    mean, std = (torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    _check_shape(size, tiling.get("tile") or model.tile_size)
+    like = next(model.parameters())
+    mean, std = (torch.tensor(model.pretrained_cfg[key], device=like.device).view(3, 1, 1) for key in ("mean", "std"))
+    pair = [x.to(like.device) for x in pair]
     if size != sizes[0]:
         pair = [F.interpolate(x, size, mode="bicubic", antialias=True).clamp(0, 1) for x in pair]
-    inputs = [((x - mean) / std).to(device) for x in pair]
+    inputs = [((x - mean) / std).to(like.dtype) for x in pair]
     training = model.training
     dense = model.eval().forward_tiled(*inputs, **tiling).float().cpu()
     model.train(training)

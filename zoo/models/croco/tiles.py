@@ -35,8 +35,10 @@ def is_confidence(mode: str) -> bool:
     return mode == NO_CONFIDENCE or bool(_EXPSIGMOID.fullmatch(mode) or _EXPBETA.fullmatch(mode))
 
 
-def check_tiles(tile: Grid, overlap: float, confidence: str) -> None:
+def check_tiles(tile: Grid, overlap: float, confidence: str, tile_batch: int = 1) -> None:
     """Raises ImageError for settings that no image can be tiled with."""
+    if tile_batch < 1:
+        raise ImageError(f"A tile_batch of {tile_batch} computes no tile; choose 1 or more.")
     if min(tile) < 1 or not 0 <= overlap < 1:
         raise ImageError(
             f"Tiles of {tile[0]}x{tile[1]} pixels that overlap by {overlap:g} can't cover an image; "

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from zoo.errors import ImageError
-from zoo.photos import read_image
+from zoo.photos import read_image, to_rgb
 
 _STRIP = 4  # times the model's longer side, over which a strip of a photo is refused
 
@@ -68,5 +68,5 @@ def _open(photo: str | Path | Image.Image | np.ndarray) -> Image.Image:
             raise ImageError(f"A photo is uint8 (height, width, 3), not {photo.dtype} {photo.shape}; convert it.")
         return Image.fromarray(photo)
     if isinstance(photo, Image.Image):
-        return ImageOps.exif_transpose(photo).convert("RGB")  # as its camera was held
+        return Image.fromarray(to_rgb(photo))
     return Image.fromarray(read_image(photo))

@@ -19,6 +19,7 @@ from zoo.weights.files import atomic_writer
 
 _FLO_MAGIC = np.float32(202021.25)  # "PIEH" (Baker et al., IJCV 2011)
 _UNKNOWN = 1e9  # lengths beyond mean "unknown" in .flo files (the same)
+_HEADER = 256  # bytes that a PFM file's words are in
 _LARGEST = 2**15  # pixels along a side; more stands for a broken header
 _MOST = 200_000_000  # numbers of a compressed array; Spring's have 17 million
 
@@ -50,9 +51,18 @@ def read_truth(path: str | Path, task: str, kind: str = "") -> np.ndarray:
             f"{path} holds an array of shape {'x'.join(map(str, values.shape)) or '1'}, no {_what(task)}; it should be "
             f"height x width{' x 2' if task == 'flow' else ''}."
         )
-    unknown = ~np.isfinite(values) | (np.abs(values) > _UNKNOWN)
-    values[unknown.any(-1) if task == "flow" else unknown] = np.inf
+    within = np.abs(values) <= _UNKNOWN  # which NaN isn't, either
+    values[~(within.all(-1) if task == "flow" else within)] = np.inf
     return values
+
+
+def check_ending(path: str | Path, task: str) -> None:
+    """Raises DataError (a ValueError) for a file name that `write_map` can't write; "" stands for no file."""
+    endings = {"stereo": (".pfm", ".npy"), "flow": (".flo", ".npy")}[task]
+    if path and not str(path).lower().endswith(endings):
+        raise DataError(
+            f"{_what(task).capitalize()} can't be saved as {Path(path).name}; end it with {' or '.join(endings)}."
+        )
 
 
 def write_map(path: str | Path, values: np.ndarray) -> None:
@@ -60,11 +70,7 @@ def write_map(path: str | Path, values: np.ndarray) -> None:
     whole or not at all. Raises DataError (a ValueError) for another ending, StorageError (an OSError)."""
     path, values = Path(path), np.ascontiguousarray(values, dtype="<f4")
     task = "flow" if values.ndim == 3 else "stereo"
-    endings = {"stereo": (".pfm", ".npy"), "flow": (".flo", ".npy")}[task]
-    if path.suffix.lower() not in endings:
-        raise DataError(
-            f"{_what(task).capitalize()} can't be saved as {path.name}; end it with {' or '.join(endings)}."
-        )
+    check_ending(path, task)
     with atomic_writer(path) as file:
         if path.suffix.lower() == ".npy":
             np.save(file, values)
@@ -80,7 +86,8 @@ def write_map(path: str | Path, values: np.ndarray) -> None:
 def read_pfm(path: Path) -> np.ndarray:
     """A PFM file, (H, W) or (H, W, 3), whichever byte order it has."""
     content = path.read_bytes()
-    parts = content.split(maxsplit=4)  # the format, width, height and scale are words; the pixels follow one space
+    # the format, width, height and scale are words; the pixels follow one space
+    parts = content[:_HEADER].split(maxsplit=4)
     if not parts or parts[0] not in (b"Pf", b"PF"):
         raise DataError(f"{path} is no PFM file (it begins with {content[:8]!r}); give one that begins with Pf or PF.")
     channels = 3 if parts[0] == b"PF" else 1
@@ -94,9 +101,9 @@ def read_pfm(path: Path) -> np.ndarray:
     start = 0
     for word in parts[:4]:
         start = content.index(word, start) + len(word)
-    pixels = content[start + 1 :]  # after the one white space that ends the header
-    _check_length(path, len(pixels), 4 * width * height * channels)
-    values = np.frombuffer(pixels, "<f4" if scale < 0 else ">f4").reshape(height, width, -1)[::-1]
+    start += 1  # the one white space that ends the header
+    _check_length(path, len(content) - start, 4 * width * height * channels)
+    values = np.frombuffer(content, "<f4" if scale < 0 else ">f4", offset=start).reshape(height, width, -1)[::-1]
     return values[..., 0] if channels == 1 else values
 
 
@@ -109,7 +116,7 @@ def read_flo(path: Path) -> np.ndarray:
     if not (0 < width <= _LARGEST and 0 < height <= _LARGEST):
         raise DataError(f"{path} says that it is {width}x{height} pixels large; make the file anew.")
     _check_length(path, len(content) - 12, 8 * width * height)
-    return np.frombuffer(content[12:], "<f4").reshape(height, width, 2)
+    return np.frombuffer(content, "<f4", offset=12).reshape(height, width, 2)
 
 
 def _pfm_flow(path: Path) -> np.ndarray:
