@@ -46,14 +46,19 @@ def _mapped(values: np.ndarray, limits: tuple[float, float], name: str) -> np.nd
     return np.where(known[..., None], colormaps[name](share)[..., :3], 0.0)
 
 
+def longest_of(flow: np.ndarray) -> float:
+    """The 99th percentile of the known lengths of flow (H, W, 2), above 0; 1 if none is known."""
+    known = np.isfinite(flow).all(-1)
+    return max(float(np.percentile(np.hypot(*flow[known].T), 99)), 1e-3) if known.any() else 1.0
+
+
 def flow_colors(flow: np.ndarray, longest: float | None = None) -> np.ndarray:
     """Flow (H, W, 2) -> (H, W, 3): the hue is its direction, the saturation its length up to `longest` pixels (by
-    default the 99th percentile of its own), on the wheel of Baker et al. (IJCV 2011)."""
+    default its own), on the wheel of Baker et al. (IJCV 2011)."""
     known = np.isfinite(flow).all(-1)
     x, y = np.moveaxis(np.where(known[..., None], flow, 0.0), -1, 0)
     length = np.hypot(x, y)
-    if longest is None:
-        longest = max(float(np.percentile(length[known], 99)), 1e-3) if known.any() else 1.0
+    longest = longest_of(flow) if longest is None else longest
     wheel = _wheel()
     place = (np.arctan2(-y, -x) / np.pi + 1) / 2 * (len(wheel) - 1)
     lower = np.floor(place).astype(int)

@@ -106,15 +106,28 @@ def _classes(results: dict[str, Any]) -> tuple[str, ...]:
     return tuple(classes)
 
 
+_OF_LABELS = ("classification", "linear_probe", "linear_heads")
+"""Objectives whose figures are of classes."""
+
+
 def _figures(recipe: Recipe, results: dict[str, Any]) -> tuple[Metric, ...]:
     data = {**recipe.data, **recipe.validation}
     name = last_name(str(data.get("path") or data.get("source")))
+    task = str(recipe.objective["name"])
+    task = "image classification" if task in _OF_LABELS else task.replace("_", " ")
     figures = {key: value for key, value in results.items() if key.startswith("validation_")}
     for key, value in figures.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise PublishError(f"{key} in {RESULTS} is no number; remove the file.")
     return tuple(
-        Metric("image classification", name, key.removeprefix("validation_"), value, "held-out images", "zoo train")
+        Metric(
+            task,
+            name,
+            key.removeprefix("validation_"),
+            value,
+            "held-out images",
+            "zoo train",
+        )
         for key, value in figures.items()
     )
 

@@ -109,13 +109,14 @@ class StepSampler:
 
 
 class EachOnce:
-    """Batches of (place, 0) for one process: every sample of a source once over all processes, in order."""
+    """Batches of (place, draw) for one process: every sample of a source once over all processes, in order, drawn alike
+    whenever it is asked for."""
 
     seed = 0
 
     def __init__(self, length: int, batch_size: int, rank: int, world: int) -> None:
         self.batches = [
-            [(place, 0) for place in range(first, min(first + batch_size, length))]
+            [(place, place) for place in range(first, min(first + batch_size, length))]
             for first in range(rank * batch_size, length, world * batch_size)
         ]
 

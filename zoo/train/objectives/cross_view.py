@@ -18,12 +18,12 @@ from zoo.errors import DataError, RecipeError
 from zoo.layers.masking import num_hidden, random_order
 from zoo.layers.patchify import TARGETS
 from zoo.models.croco import PairModel
-from zoo.pictures import draw_images, hide
+from zoo.pictures import CompletionPicture, completion_caption, draw_completions, draw_images, hide, to_pixels
 from zoo.scenes.torch.pairs import DrawnScenes
 from zoo.scenes.torch.random import Draws
 from zoo.settings import Jitter, OneOf, Share, Side
 from zoo.train.data.jitter import color_jitter, draw_jitter, draw_jitters
-from zoo.train.objectives.objective import Objective, as_pixels
+from zoo.train.objectives.objective import PICTURED, Objective, as_pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -110,10 +110,11 @@ class CrossViewCompletion(Objective):
     taken as they are. resize: length that the shorter side of images gets before they are cropped; by default 256 for
     224, as in the published data, whose crops of a pair always overlap. target: what is predicted of a patch, one of
     `zoo.layers.patchify.TARGETS`, by default what the model was made for;
-    a run should end with that. mask_ratio and target may change in a curriculum.
+    a run should end with that. mask_ratio and target may change in a curriculum; a validation keeps those given here.
     """
 
     sample = "pair"
+    figures = ("loss",)
 
     def __init__(
         self,
@@ -145,6 +146,8 @@ class CrossViewCompletion(Objective):
         if shorter < min(size):
             raise RecipeError(f"Images resized to {shorter} hold no crop of {min(size)}; set objective.resize higher.")
         self.transform = PairTransform(self.num_patches, tuple(size), shorter, crop is not None, color_jitter)
+        self.validation_transform = self.transform
+        self.judged_by = dict(hidden=self.hidden, target=self.target)
 
     def configure(self, **settings: Any) -> None:
         for name, value in settings.items():
@@ -160,20 +163,38 @@ class CrossViewCompletion(Objective):
             else:
                 super().configure(**{name: value})
 
-    def views(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """What the model sees of a batch: images 1 and 2, uint8 (B, 3, H, W), and mask (B, N) bool."""
+    def views(self, batch: dict[str, Tensor], hidden: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """What the model sees of a batch: images 1 and 2, uint8 (B, 3, H, W), and mask (B, N) bool.
+
+        hidden: how many patches are, by default as many as in this step.
+        """
         batch = self.drawn(batch)
         img1, img2 = (
             color_jitter(batch[f"image{i}"], batch[f"jitter{i}"]) if f"jitter{i}" in batch else batch[f"image{i}"]
             for i in (1, 2)
         )
-        return img1, img2, batch["order"] < self.hidden
+        return img1, img2, batch["order"] < (self.hidden if hidden is None else hidden)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """A batch of `PairTransform`'s rows, scenes rendered -> the loss."""
         img1, img2, mask = self.views(batch)
         img1, img2 = self.to_input(img1), self.to_input(img2)
         return dict(loss=self.model.completion_loss(img1, img2, mask, self.hidden, self.target))
+
+    def judge(self, batch: dict[str, Tensor]) -> Tensor:
+        """The sum of the loss over a batch."""
+        img1, img2, mask = self.views(batch, self.judged_by["hidden"])
+        img1, img2 = self.to_input(img1), self.to_input(img2)
+        return len(mask) * self.model.completion_loss(img1, img2, mask, **self.judged_by).float()[None]
+
+    def picture(self, batch: dict[str, Tensor]) -> Figure:
+        """Completions of a few pairs."""
+        img1, img2, mask = (x[:PICTURED] for x in self.views(batch, self.judged_by["hidden"]))
+        completed = self.model.complete(self.to_input(img1), self.to_input(img2), mask=mask)
+        one, two = as_pixels(img1), as_pixels(img2)
+        hidden = hide(one, mask, self.model.patch_size)
+        rows = [CompletionPicture("", *row) for row in zip(two, hidden, to_pixels(completed.image, self.model), one)]
+        return draw_completions(rows, completion_caption(self.model))
 
     def show(self, samples: Sequence[dict[str, Any]], batch: dict[str, Tensor]) -> Figure:
         """Image 1, what is left of it, and image 2."""

@@ -16,11 +16,11 @@ from zoo.errors import RecipeError
 from zoo.layers.masking import block_mask, num_hidden, random_mask
 from zoo.models.itpn import ITPNClip, ITPNEma
 from zoo.models.shared.masked import MaskedAutoencoder
-from zoo.pictures import draw_images, hide
+from zoo.pictures import completion_caption, draw_images, hide, to_pixels
 from zoo.scenes.torch.pairs import DrawnScenes
 from zoo.scenes.torch.random import Draws
 from zoo.settings import AreaRange, Jitter, Share
-from zoo.train.objectives.objective import Objective, as_pixels
+from zoo.train.objectives.objective import PICTURED, Objective, as_pixels
 from zoo.train.objectives.teachers import make_teacher
 
 if TYPE_CHECKING:
@@ -85,7 +85,22 @@ class RandomMaskTransform(MaskedTransform):
         return dict(mask=Draws(_STREAM, numbers).unit(self.num_patches).argsort(dim=1) < self.hidden)
 
 
-class MaskedImageModeling(Objective):
+class _Masked(Objective):
+    """Base of what hides a part of an image: the same crops and masks whenever it is validated."""
+
+    figures = ("loss",)
+    transform: MaskedTransform
+
+    @property
+    def validation_transform(self) -> MaskedTransform:
+        return self.transform
+
+    def judge(self, batch: dict[str, Tensor]) -> Tensor:
+        """The sum of the loss over a batch."""
+        return len(batch["mask"] if "mask" in batch else batch["draw"]) * self(batch)["loss"].float()[None]
+
+
+class MaskedImageModeling(_Masked):
     """Mean squared error of an image's hidden patches (MAE, section 3; ConvMAE, HiViT and iTPN's pixel form)."""
 
     def __init__(
@@ -117,6 +132,15 @@ class MaskedImageModeling(Objective):
         batch = self.drawn(batch)
         return dict(loss=self.model.completion_loss(self.to_input(batch["image"]), batch["mask"], self.hidden))
 
+    def picture(self, batch: dict[str, Tensor]) -> Figure:
+        """Completions of a few images."""
+        batch = self.drawn(batch)
+        image, mask = batch["image"][:PICTURED], batch["mask"][:PICTURED]
+        completed = self.model.complete(self.to_input(image), mask=mask)
+        truth = as_pixels(image)
+        rows = list(zip(hide(truth, mask, self.model.patch_size), to_pixels(completed.image, self.model), truth))
+        return draw_images(rows, ("input", "completion", "truth"), "", completion_caption(self.model), panel=2.4)
+
     def show(self, samples: Sequence[dict[str, Any]], batch: dict[str, Tensor]) -> Figure:
         """The images, their crops, and what is left of these."""
         return _show_masks(samples, self.drawn(batch), self.model.patch_size, "their pixels")
@@ -143,7 +167,7 @@ class MaskedFeatureModeling(MaskedImageModeling):
         self.model.update_teacher(progress)
 
 
-class MaskedTokenModeling(Objective):
+class MaskedTokenModeling(_Masked):
     """A teacher's tokens of the whole image, of which the model sees a part (iTPN's CLIP form, section 4.1).
 
     teacher: see `make_teacher`. hidden_share: of the patches, at most, in blocks. reference_range: see `Teacher`.

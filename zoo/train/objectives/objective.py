@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+PICTURED = 4
+"""Samples of a validation's first batch that its picture shows."""
+
+
 class Objective(nn.Module):
     """Base of all objectives: a batch goes in, the loss and what else is worth logging come out.
 

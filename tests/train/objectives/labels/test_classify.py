@@ -302,9 +302,9 @@ def test_published_recipes(colors: Path, name: str) -> None:
     assert objective.model.head.weight.grad is not None
 
 
-def test_pretraining_is_not_validated(tmp_path: Path) -> None:
-    recipe = load_recipe("croco_nano", dict(validation=dict(samples=4)))
-    with pytest.raises(RecipeError, match="CrossViewCompletion has nothing to validate"):
+def test_tasks_of_a_whole_data_set_are_not_validated(tmp_path: Path) -> None:
+    recipe = load_recipe("pirl_nano", {"validation": dict(samples=4)})
+    with pytest.raises(RecipeError, match="Pirl has nothing to validate"):
         train(recipe, tmp_path, workers=0, progress=False)
 
 

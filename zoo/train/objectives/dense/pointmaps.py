@@ -17,7 +17,7 @@ from zoo.scenes.torch.random import Draws
 from zoo.settings import Jitter, Side, Within
 from zoo.train.data.jitter import color_jitter, draw_jitter, draw_jitters
 from zoo.train.objectives.dense.pointmap_losses import ALPHA, confidence_loss, point_distances, regression_loss
-from zoo.train.objectives.objective import Objective, as_pixels
+from zoo.train.objectives.objective import PICTURED, Objective, as_pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,6 +63,7 @@ class Pointmaps(Objective):
     """
 
     sample = "points"
+    figures = ("loss", "regression")
 
     def __init__(
         self,
@@ -86,6 +87,7 @@ class Pointmaps(Objective):
         self.alpha = alpha
         self.heights = heights
         self.transform = PointsTransform(color_jitter)
+        self.validation_transform = self.transform
 
     def views(self, batch: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """What a step takes of a batch: both images, uint8 (B, 3, H, W), and their true points (B, H, W, 3)."""
@@ -95,7 +97,7 @@ class Pointmaps(Objective):
             for i in (1, 2)
         ]
         points = [batch["points1"], batch["points2"]]
-        if self.heights is None:
+        if self.heights is None or not self.training:
             return images, points
         whole = images[0].shape[-2]
         height = self.heights[int(torch.randint(len(self.heights), ()))]  # the CPU's generator: nothing waits for it
@@ -112,6 +114,23 @@ class Pointmaps(Objective):
         distances = point_distances((result.points1, result.points2), (true1, true2), valid)
         loss = confidence_loss(distances, (result.confidence1, result.confidence2), valid, self.alpha)
         return dict(loss=loss, regression=regression_loss(distances, valid))
+
+    def judge(self, batch: dict[str, Tensor]) -> Tensor:
+        """Sums over a batch of the loss and of the mean distance in it, of whole images."""
+        outcome = self(batch)
+        return len(batch["points1"]) * torch.stack([outcome[name].float() for name in self.figures])
+
+    def picture(self, batch: dict[str, Tensor]) -> Figure:
+        """How far away the points of a few first images are, and how far the model takes them to be."""
+        images, (points, _) = self.views({key: value[:PICTURED] for key, value in batch.items()})
+        found = self.model(*(self.to_input(image) for image in images)).points1
+        away = [[color_depth(p.float().norm(dim=-1).cpu().numpy()) for p in view] for view in (points, found)]
+        names = ("image 1", "image 2", "points of image 1", "as predicted")
+        caption = (
+            "Distance of the points to camera 1, near in yellow, far in blue, each over its own range, since the scale "
+            "is not predicted; gray where it is not known."
+        )
+        return draw_images(list(zip(*map(as_pixels, images), *away)), names, "", caption, panel=2.4)
 
     def show(self, samples: Sequence[dict[str, Any]], batch: dict[str, Tensor]) -> Figure:
         """Both images and how far away their points are."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.colors import disparity_colors, flow_colors
+from zoo.colors import disparity_colors, finite_range, flow_colors, longest_of
 from zoo.errors import RecipeError
 from zoo.models.croco import DensePairModel
 from zoo.pictures import draw_images
@@ -132,17 +132,27 @@ class _Matching(Objective):
         tile = self.crop or tuple(img1.shape[-2:])
         return self.model.forward_tiled(img1, img2, tile=tile, overlap=self.overlap)
 
+    def picture(self, batch: dict[str, Tensor]) -> Figure:
+        """The pair, its truth and what the model makes of it, in the truth's colors."""
+        images = [batch[name] for name in ("image1", "image2")]
+        found = self.predict_whole(*(self.to_input(x) for x in images))[:, : self.channels].float()
+        true, predicted = (x[0].movedim(0, -1).cpu().numpy() for x in (self.truth(batch), found))
+        maps = [self.draw_truth(of, true) for of in (true, predicted)]
+        what = TRUTHS[self.sample]
+        names = ("image 1", "image 2", f"true {what}", f"predicted {what}")
+        return draw_images([(*(as_pixels(x[0]) for x in images), *maps)], names, "", "Black: not known.", panel=3.2)
+
     def show(self, samples: Sequence[dict[str, Any]], batch: dict[str, Tensor]) -> Figure:
         """Both images as augmented, and the truth in colors; unknown pixels are black."""
         one, two = (as_pixels(x.clamp(0, 255)) for x in self.views(batch))
         truth = self.truth(batch).movedim(1, -1).cpu().numpy()
-        maps = [self.draw_truth(of) for of in truth]
+        maps = [self.draw_truth(of, of) for of in truth]
         names = ("image 1", "image 2", f"true {TRUTHS[self.sample]}")
         caption = "Augmented at random, as in training. Black: not known."
         return draw_images(list(zip(one, two, maps)), names, "", caption, panel=3.2)
 
-    def draw_truth(self, truth: np.ndarray) -> np.ndarray:
-        """A truth (H, W, channels) in colors, (H, W, 3) in 0..1."""
+    def draw_truth(self, found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        """A map (H, W, channels) in colors that span the range of its truth, (H, W, 3) in 0..1."""
         raise NotImplementedError
 
 
@@ -156,8 +166,8 @@ class Stereo(_Matching):
     def __init__(self, model: Any, source: Any, loss: Loss = "laplacian_bounded2", **settings: Any) -> None:
         super().__init__(model, source, loss, **settings)
 
-    def draw_truth(self, truth: np.ndarray) -> np.ndarray:
-        return disparity_colors(truth[..., 0])
+    def draw_truth(self, found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        return disparity_colors(found[..., 0], finite_range(truth[..., 0]))
 
 
 class Flow(_Matching):
@@ -170,5 +180,5 @@ class Flow(_Matching):
     def __init__(self, model: Any, source: Any, loss: Loss = "laplacian_bounded", **settings: Any) -> None:
         super().__init__(model, source, loss, **settings)
 
-    def draw_truth(self, truth: np.ndarray) -> np.ndarray:
-        return flow_colors(truth)
+    def draw_truth(self, found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        return flow_colors(found, longest_of(truth))
