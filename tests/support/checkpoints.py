@@ -168,6 +168,7 @@ class Reply:
     """How the server answers one GET, when it is not the plain file.
 
     cut: bytes of the body after which the connection is closed. length: what Content-Length claims.
+    endless: the body again and again, without a Content-Length.
     pause: seconds before the body. drip: seconds before each hundred bytes of it.
     """
 
@@ -176,6 +177,7 @@ class Reply:
     body: bytes | None = None
     cut: int | None = None
     length: int | None = None
+    endless: bool = False
     pause: float = 0.0
     drip: float = 0.0
 
@@ -238,7 +240,8 @@ class FileServer:
         handler.send_response(reply.status or status)
         length = len(body) if reply.length is None else reply.length
         for name, value in {"Content-Length": str(length), **headers, **reply.headers}.items():
-            handler.send_header(name, value)
+            if not (reply.endless and name == "Content-Length"):
+                handler.send_header(name, value)
         handler.end_headers()
         if handler.command == "HEAD":
             return
@@ -246,6 +249,8 @@ class FileServer:
         body = body if reply.cut is None else body[: reply.cut]
         step = 100 if reply.drip else max(1, len(body))
         with suppress(OSError):  # of a client that gave up
+            while reply.endless:
+                handler.wfile.write(body)
             for start in range(0, len(body), step):
                 time.sleep(reply.drip)
                 handler.wfile.write(body[start : start + step])

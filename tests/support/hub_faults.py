@@ -33,6 +33,8 @@ class Fault:
     Or the server answers, and on the way to the client
     change: makes another body of the right one.
     length: is the Content-Length that it claims.
+    endless: the body again and again (64 MB of it), without a Content-Length.
+    packed: headers that say how the body is packed.
     cut: is the number of the body's bytes after which the connection breaks. 0: what was asked for is done, but
         the client can't know.
     drip: is the number of seconds before each `piece` of the body.
@@ -48,6 +50,8 @@ class Fault:
     body: bytes = b""
     change: Callable[[bytes], bytes] | None = None
     length: int | None = None
+    endless: bool = False
+    packed: Mapping[str, str] = field(default_factory=dict)
     cut: int | None = None
     drip: float = 0.0
     piece: int = 1024
@@ -85,9 +89,15 @@ class Spoiled(Response):
         headers = {key: value for key, value in start["headers"] if key != b"content-length"}
         if fault.change is not None:
             body = fault.change(body)
-        if scope["method"] != "HEAD":
+        headers |= {key.encode(): value.encode() for key, value in fault.packed.items()}
+        if scope["method"] != "HEAD" and not fault.endless:
             headers[b"content-length"] = b"%d" % (len(body) if fault.length is None else fault.length)
         await send({**start, "headers": list(headers.items())})
+        if fault.endless:  # for a test: uvicorn doesn't say when the client has gone
+            for _ in range(64_000_000 // len(body)):
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+                await asyncio.sleep(0)
+            raise _Broken
         end = min(len(body) if limit is None else limit for limit in (fault.cut, fault.length))
         step = fault.piece if fault.drip else max(1, end)
         for position in range(0, end, step):

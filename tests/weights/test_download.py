@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.support.checkpoints import FileServer, Reply
-from zoo.errors import DownloadError
+from zoo.errors import DownloadError, StorageError
 from zoo.weights import download as download_module
 from zoo.weights.download import download
 
@@ -97,6 +99,36 @@ def test_refused_downloads(server: FileServer, tmp_path: Path, faults: list[Repl
         download(server.url + "/f.pth", tmp_path / "f.pth", expected_sha256=SHA)
     assert server.url + "/f.pth" in str(caught.value)
     assert not (tmp_path / "f.pth").exists()
+
+
+@pytest.mark.parametrize("reply", [Reply(endless=True), Reply(length=1_000_001), Reply(endless=True, status=206)])
+def test_more_than_a_file_can_have(server: FileServer, tmp_path: Path, reply: Reply) -> None:
+    """Whether the server says how much it sends, or says nothing and never ends: nothing is kept."""
+    server.faults = [reply] if reply.status is None else [Reply(cut=100_000), *[Reply(cut=0)] * 4]
+    if reply.status:
+        with pytest.raises(DownloadError, match="tried"):
+            download(server.url + "/f.pth", tmp_path / "f.pth")
+        server.faults = [reply]
+        reply.headers["Content-Range"] = "bytes 100000-999999/*"
+    with pytest.raises(DownloadError, match="sends more than the 1000000 bytes that the file can have, so nothing of"):
+        download(server.url + "/f.pth", tmp_path / "f.pth", at_most=1_000_000)
+    assert not os.listdir(tmp_path)
+    assert download(server.url + "/f.pth", tmp_path / "f.pth", at_most=1_000_000) == SHA
+
+
+@pytest.mark.parametrize("reply", [Reply(endless=True), Reply()])
+def test_free_disk_is_respected(
+    server: FileServer, tmp_path: Path, reply: Reply, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is full: at once where the size is known, else while something is left of it."""
+    monkeypatch.setattr(download_module, "_LOOK", 100_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=200_000))
+        server.faults = [reply]
+        with pytest.raises(StorageError, match=r"can't be saved .* \(No space left on device\). Free some space"):
+            download(server.url + "/f.pth", tmp_path / "f.pth")
+    assert not os.listdir(tmp_path)
+    assert download(server.url + "/f.pth", tmp_path / "f.pth") == SHA
 
 
 def test_slow_server(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

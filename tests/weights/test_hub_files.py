@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,6 +56,17 @@ def test_a_commit_needs_no_network_once_it_is_here(hub: HubServer, monkeypatch: 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(DownloadError, match="127.0.0.1 can't be reached"):
         hub_file(REPO, "config.json")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_more_than_was_announced(hub: HubServer, tmp_path: Path, packed: bool) -> None:
+    """A body without an end, or one that unpacks to anything: nothing is kept of it, and the next try works."""
+    bomb = dict(change=lambda _: gzip.compress(bytes(10_000_000)), packed={"content-encoding": "gzip"})
+    hub.faults = [Fault("cdn", method="GET", **(bomb if packed else dict(endless=True)))]
+    with pytest.raises(WeightsUnavailableError, match="sends more than the 5120 bytes that it announced, so nothing"):
+        hub_file(REPO)
+    assert not any(path.stat().st_size > 1000 for path in (tmp_path / "home").rglob("*") if path.is_file())
+    assert hub_file(REPO).read_bytes() == BODY
 
 
 def test_what_is_said(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,13 @@ A machine without a network hears so within two seconds per host instead of wait
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import queue
 import random
 import re
+import shutil
 import socket
 import stat
 import threading
@@ -57,6 +59,15 @@ _CHUNK = 1 << 16
 _HINT = "Check the network, or get the file elsewhere and put it into the folder that ZOO_WEIGHTS names."
 
 
+LARGEST = 1 << 35
+"""Bytes of a file of which nobody knows how large it may be; the largest of the catalog has some 10^10."""
+
+SPARE = 1 << 28
+"""Bytes that stay free on a disk while a server doesn't tell how much it sends."""
+
+_LOOK = 1 << 24  # bytes between two looks at how much is free
+
+
 class _Retry(Exception):
     """A try failed in a way that may pass; `after` is how long the server asked to wait, in seconds."""
 
@@ -85,25 +96,29 @@ class SlowTransfer(Exception):
     """A server that is as good as dead, though it sends a byte now and then."""
 
 
-def download(url: str, path: Path, *, expected_sha256: str | None = None, progress: bool = True) -> str:
+def download(
+    url: str, path: Path, *, expected_sha256: str | None = None, at_most: int = LARGEST, progress: bool = True
+) -> str:
     """Download `url` to `path` and return its SHA-256, in hexadecimal.
 
     An interrupted download leaves `<path>.part` and is resumed by the next call, unless the file has changed
     on the server. `progress` shows a bar when stderr is a terminal. One process at a time may download to a
-    path.
+    path. at_most: bytes that the file may have; of one that is larger, or never ends, nothing is kept.
 
-    Raises DownloadError when the server can't be reached or doesn't have the file, when it sends a web page,
-    or when the file isn't the expected one; StorageError when the file can't be written.
+    Raises DownloadError when the server can't be reached or doesn't have the file, when it sends a web page or too
+    much, or when the file isn't the expected one; StorageError when the file can't be written.
     """
     check_reachable(url)
     part = _part_of(path)
     with _saving(url, path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _transfer_with_retries(url, part, progress)
+        _transfer_with_retries(url, part, at_most, progress)
         return _accept(url, part, path, expected_sha256, progress)
 
 
-def download_from_drive(file_id: str, path: Path, *, expected_sha256: str | None = None, progress: bool = True) -> str:
+def download_from_drive(
+    file_id: str, path: Path, *, expected_sha256: str | None = None, at_most: int = LARGEST, progress: bool = True
+) -> str:
     """`download` for a public file on Google Drive, through the package gdown.
 
     Google doesn't say whether a file is still the one that a part of it is here of. So the next call goes on with that
@@ -132,6 +147,8 @@ def download_from_drive(file_id: str, path: Path, *, expected_sha256: str | None
         nonlocal received
         received, bar.total = size, total
         bar.update(size - bar.n)
+        if size > at_most:
+            stalled.set()
 
     def watch() -> None:
         before = -1
@@ -165,6 +182,11 @@ def download_from_drive(file_id: str, path: Path, *, expected_sha256: str | None
                 f"The page says: {printable(' '.join(str(error).split()), 500)}"
             ) from error
         except (TransferError, DownloadCancelled, requests.RequestException) as error:
+            if received > at_most:
+                _discard(part)
+                for kept in path.parent.glob(glob.escape(part.name) + "*.part"):
+                    kept.unlink()
+                raise _too_large(link, at_most) from error
             reason = "too slow" if stalled.is_set() else printable(" ".join(str(error).split()), 500)
             raise DownloadError(f"{link} can't be downloaded ({reason}). {_HINT}") from error
         finally:
@@ -271,13 +293,13 @@ def _bar(name: str, progress: bool, total: int | None = None, initial: int = 0) 
     )
 
 
-def _transfer_with_retries(url: str, part: Path, progress: bool) -> None:
+def _transfer_with_retries(url: str, part: Path, at_most: int, progress: bool) -> None:
     best, _ = _resume_point(url, part)
     limit, failures = FIRST_TRIES, 0
     while True:
         start = time.monotonic()
         try:
-            _transfer(url, part, progress)
+            _transfer(url, part, at_most, progress)
             return
         except _Retry as error:
             size = part.stat().st_size if part.exists() else 0
@@ -299,7 +321,7 @@ def delay(failures: int, after: float) -> float:
     return max(own, min(after, MAX_RETRY_AFTER))
 
 
-def _transfer(url: str, part: Path, progress: bool) -> None:
+def _transfer(url: str, part: Path, at_most: int, progress: bool) -> None:
     """One request: the file, or the rest of it, appended to `part`. Raises _Retry for what may pass."""
     import requests
     import urllib3
@@ -315,40 +337,74 @@ def _transfer(url: str, part: Path, progress: bool) -> None:
                 raise _Retry("the server could not resume")
             _check_response(url, response)
             offset, total = _extent(response, offset)
+            if (total or 0) > at_most:
+                _discard(part)
+                raise _too_large(url, at_most)
             # A server may ignore If-Range: what it sends is the rest of this file only if it says so.
             spliced = offset > 0 and _validator(response) != validator
             if not spliced:
-                size = _receive(url, part, response, offset, total, progress)
+                size = _receive(url, part, response, offset, total, at_most, progress)
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         raise _Retry(_reason(error)) from error
     except SlowTransfer as error:
         raise _Retry(str(error)) from error
     if spliced:
         _discard(part)
-        _transfer(url, part, progress)
+        _transfer(url, part, at_most, progress)
     elif total is not None and size != total:
         raise _Retry(f"{size} of {total} bytes arrived")
 
 
-def _receive(url: str, part: Path, response: requests.Response, offset: int, total: int | None, progress: bool) -> int:
+def _receive(
+    url: str,
+    part: Path,
+    response: requests.Response,
+    offset: int,
+    total: int | None,
+    at_most: int,
+    progress: bool,
+) -> int:
     """Write what arrives into `part`, from `offset` on; its size then."""
     if not offset:
         _discard(part)
+    _check_free(part, 0 if total is None else total - offset)
     write_json(_state_path(part), {"url": url, "validator": _validator(response)})
     with _open_part(part) as file, _bar(part.stem, progress, total, offset) as bar:
         file.seek(offset)
         file.truncate()
-        pace = Pace()
+        pace, looked = Pace(), offset
         try:
             # read1 gives what has arrived, where iter_content would wait for a whole chunk
             while chunk := response.raw.read1(_CHUNK, decode_content=True):
                 pace.add(len(chunk))
                 file.write(chunk)
                 bar.update(len(chunk))
+                if total is None and file.tell() > min(at_most, looked + _LOOK):
+                    if file.tell() > at_most:
+                        raise _too_large(url, at_most)
+                    looked = file.tell()
+                    _check_free(part, SPARE)
+        except (DownloadError, StorageError, OSError):
+            if total is None:  # nobody knows whether the rest would ever come
+                _discard(part)
+            raise
         finally:
             file.flush()
             os.fsync(file.fileno())
         return file.tell()
+
+
+def _check_free(part: Path, needed: int) -> None:
+    """Raise the OSError of a full disk, before it is full, unless `needed` bytes are free."""
+    if shutil.disk_usage(part.parent).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _too_large(url: str, at_most: int) -> DownloadError:
+    return DownloadError(
+        f"{url} can't be downloaded: its server sends more than the {at_most} bytes that the file can have, so nothing "
+        f"of it was kept. {_HINT}"
+    )
 
 
 def _open_part(part: Path) -> BinaryIO:

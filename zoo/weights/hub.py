@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,7 +15,7 @@ from huggingface_hub import constants, errors, get_session, get_token, hf_hub_do
 
 from zoo.errors import CorruptWeightsError, DownloadError, StorageError, WeightsUnavailableError, ZooError, printable
 from zoo.weights import files
-from zoo.weights.download import FIRST_TRIES, TRIES, Pace, SlowTransfer, check_reachable, delay
+from zoo.weights.download import FIRST_TRIES, LARGEST, TRIES, Pace, SlowTransfer, check_reachable, delay
 
 HUB_FILENAME = "model.safetensors"  # timm's name for it
 
@@ -70,9 +70,11 @@ def explained(place: str, repo: str, cache_dir: str | Path | None = None) -> Ite
     try:
         yield
     # The last two: what it raises for repositories' names and broken transfers.
-    except (errors.HTTPError, errors.EntryNotFoundError, SlowTransfer, OSError, ValueError, RuntimeError) as error:
+    except (*_FAILURES, OSError, ValueError, RuntimeError) as error:
         if isinstance(error, ZooError):
             raise
+        if isinstance(error, EndlessTransfer):
+            _forget(Path(cache_dir or constants.HF_HUB_CACHE), repo, error.etag)
         if isinstance(error, OSError) and error.errno is not None and error.strerror:
             raise StorageError(
                 f"{place} can't be saved to {cache_dir or constants.HF_HUB_CACHE} ({error.strerror}). "
@@ -81,12 +83,23 @@ def explained(place: str, repo: str, cache_dir: str | Path | None = None) -> Ite
         raise WeightsUnavailableError(f"{place} can't be had from the Hub: {explain(error, repo)}.") from _cause(error)
 
 
+class EndlessTransfer(Exception):
+    """A server sends more than it announced; etag: of what it announced."""
+
+    def __init__(self, size: int, etag: str) -> None:
+        super().__init__(f"its server sends more than the {size} bytes that it announced, so nothing of it was kept")
+        self.etag = etag
+
+
+_FAILURES = (errors.HTTPError, errors.EntryNotFoundError, SlowTransfer, EndlessTransfer)
+
+
 def _patiently(download: Callable[[], str]) -> str:
     """Try again after broken transfers, which huggingface_hub does before the first byte and for some errors only."""
     failures = 0
     while True:
         try:
-            with _timed():
+            with _bounded():
                 return download()
         except errors.HTTPError as error:
             response = getattr(error, "response", None)
@@ -98,14 +111,22 @@ def _patiently(download: Callable[[], str]) -> str:
 
 
 @contextmanager
-def _timed() -> Iterator[None]:
-    """Give up on transfers of this thread that trickle: huggingface_hub's timeout holds for each read alone."""
-    thread = threading.get_ident()
+def _bounded() -> Iterator[None]:
+    """Give up on transfers of this thread that trickle, since huggingface_hub's timeout holds for each read alone, and
+    on those that bring more than was announced, unpacked too: it compares sizes at the end, if that comes."""
+    thread, announced, tag = threading.get_ident(), LARGEST, ""
 
     def watch(response: Any) -> None:
+        nonlocal announced, tag
         if threading.get_ident() != thread:
             return
-        iter_raw = response.iter_raw
+        if response.request.method == "HEAD":
+            size = response.headers.get("x-linked-size") or response.headers.get("content-length") or ""
+            if not response.is_redirect or "x-linked-size" in response.headers:
+                announced = int(size) if re.fullmatch("[0-9]{1,15}", size) else LARGEST
+                tag = response.headers.get("x-linked-etag") or response.headers.get("etag") or ""
+            return
+        iter_raw, iter_bytes, size = response.iter_raw, response.iter_bytes, announced
 
         def timed(chunk_size: int | None = None) -> Iterator[bytes]:
             pace = Pace()
@@ -113,7 +134,15 @@ def _timed() -> Iterator[None]:
                 pace.add(len(chunk))
                 yield chunk
 
-        response.iter_raw = timed
+        def counted(chunk_size: int | None = None) -> Iterator[bytes]:
+            received = 0
+            for chunk in iter_bytes(chunk_size):
+                received += len(chunk)
+                if received > size and response.is_success:
+                    raise EndlessTransfer(size, tag)
+                yield chunk
+
+        response.iter_raw, response.iter_bytes = timed, counted
 
     hooks = get_session().event_hooks["response"]
     hooks.append(watch)
@@ -121,6 +150,15 @@ def _timed() -> Iterator[None]:
         yield
     finally:
         hooks.remove(watch)
+
+
+def _forget(cache: Path, repo: str, etag: str) -> None:
+    """Remove what huggingface_hub keeps of a file that it couldn't finish."""
+    name = re.sub(r'^W/|"', "", etag)
+    with suppress(OSError):
+        for part in (cache / f"models--{repo.replace('/', '--')}" / "blobs").iterdir():
+            if part.suffix == ".incomplete" and name and part.name.startswith(name):
+                part.unlink()
 
 
 def check_arrived(blob: Path, repo: str, digest: str) -> None:

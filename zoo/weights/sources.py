@@ -353,12 +353,19 @@ def _downloaded(source: Source, progress: bool) -> tuple[Path, str]:
                 _logger.warning("%s. It is downloaded again.", first_sentence(error))
         expected = record.get("sha256") if record else None
         get = download if source.kind == "url" else download_from_drive
-        digest = get(source.location, path, expected_sha256=expected, progress=progress)
+        digest = get(source.location, path, expected_sha256=expected, at_most=_most_bytes(source), progress=progress)
         _compare_with_record(source, digest)
         files.write_json(
             files.record_path(path), {source.kind: source.location, "sha256": digest, "size": path.stat().st_size}
         )
         return path, digest
+
+
+def _most_bytes(source: Source) -> int:
+    """How large a checkpoint may be, generously: numbers of 4 bytes, a moving average and an optimizer's state of all,
+    of more networks than the variant is; and what isn't a parameter, such as a memory bank of 1.3 million images."""
+    largest = max((variant.parameters for variant in VARIANTS if source in variant.sources), default=0)
+    return 64 * largest + 2_000_000_000
 
 
 def _compare_with_record(source: Source, digest: str) -> None:

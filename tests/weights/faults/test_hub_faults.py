@@ -110,6 +110,12 @@ def test_hub_slow_drip(hub: HubServer, reads: Reads, monkeypatch: pytest.MonkeyP
     nothing_kept(hub)
 
 
+def test_hub_endless_answer(hub: HubServer, reads: Reads) -> None:
+    hub.faults = [Fault("cdn", endless=True)]
+    reads(refused(variant_of()))
+    nothing_kept(hub)
+
+
 def test_hub_content_length_wrong(hub: HubServer, reads: Reads, waits: list[float]) -> None:
     hub.faults = [Fault("cdn", times=None, length=len(ON_HUB) - 1000)]
     reads(refused(variant_of()))

@@ -16,7 +16,7 @@ from tests.support.checkpoints import FileServer, Reply, free_port, reference_st
 from tests.support.fetching import CONTENT, Reads, arrived, refused
 from zoo.catalog import Source, Variant
 from zoo.errors import CorruptWeightsError
-from zoo.weights import cache_dir, cached_path
+from zoo.weights import cache_dir, cached_path, sources
 from zoo.weights import download as download_module
 
 
@@ -95,6 +95,14 @@ def test_slow_drip(server: FileServer, variant: Variant, reads: Reads, monkeypat
     assert time.monotonic() - start < 5
     server.faults = []
     arrived(variant)  # resumed
+
+
+def test_endless_answer(server: FileServer, variant: Variant, reads: Reads, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_most_bytes", lambda _: 10_000_000)
+    server.faults = [Reply(endless=True)]
+    reads(refused(variant))
+    assert not list((cache_dir() / "downloads").iterdir())
+    arrived(variant)
 
 
 def test_silence(server: FileServer, variant: Variant, reads: Reads, monkeypatch: pytest.MonkeyPatch) -> None:
