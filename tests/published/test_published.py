@@ -20,6 +20,7 @@ from zoo.models.inspection import Inspection, inspect_checkpoint
 from zoo.models.itpn import ITPNClip
 from zoo.models.shared import model as shared_model
 from zoo.models.shared.masked import MaskedAutoencoder
+from zoo.train.recipe import load_recipe
 from zoo.weights import authors, cached_path, files, sources
 from zoo.weights import download as download_module
 
@@ -42,6 +43,16 @@ def test_every_source_has_its_evidence_and_no_evidence_is_left_over() -> None:
     assert [source for source, entry in entries if entry is None] == []
     assert {entry["at"] for _, entry in entries if entry} == {entry["at"] for entry in evidence()}
     assert all(entry["evidence"] for entry in evidence())
+
+
+def test_every_published_file_has_a_recipe_or_says_why_not() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "not_taken.md").read_text("utf-8")
+    without = page[page.index("## Here, but without a recipe") : page.index("## Kept as they are")]
+    for variant in REMOTE:
+        assert variant.recipe or "not known here" in variant.unknown, variant.name
+        assert bool(variant.recipe) != (f"`{variant.name}`" in without), variant.name
+        if variant.recipe:
+            load_recipe(variant.recipe)
 
 
 @pytest.fixture

@@ -162,6 +162,10 @@ def training(variant: Variant) -> str:
         else:
             lines.append(f"The authors' recipe, restated in {link} but not run at full length here ({recipe.source}):")
         lines.append(_recipe_table(recipe))
+    elif variant.unknown:
+        lines.append("The zoo has no recipe for it.")
+    if variant.unknown:
+        lines.append(variant.unknown)
     return "\n\n".join(lines)
 
 
@@ -173,7 +177,13 @@ def _start(variant: Variant) -> str:
 
 def _recipe_table(recipe: Recipe) -> str:
     optimizer, plan = recipe.optimizer, recipe.schedule
+    warmup = f"{plan.warmup:g} {plan.unit} of linear warm-up" + (f" from {plan.warmup_lr:g}" if plan.warmup_lr else "")
     stop = f", stopped at {plan.stop:g}" if plan.stop else ""
+    shape = f"cosine over {plan.length:g} {plan.unit}"
+    if plan.milestones:
+        shape = f"{plan.length:g} {plan.unit}, the rate times {plan.gamma:g} at " + ", ".join(
+            f"{milestone:g}" for milestone in plan.milestones
+        )
     how = f"momentum {optimizer.momentum:g}" if optimizer.momentum else f"betas {numbers(optimizer.betas)}"
     rows = {
         "Objective": _words(recipe.objective),
@@ -181,9 +191,13 @@ def _recipe_table(recipe: Recipe) -> str:
         "Batch": f"{recipe.batch_size} {kind_of_samples(recipe)}",
         "Optimizer": f"{optimizer.name}, {how}, weight decay {optimizer.weight_decay:g}, peak learning rate "
         f"{recipe.learning_rate():g}",
-        "Schedule": f"{plan.warmup:g} {plan.unit} of linear warm-up, cosine over {plan.length:g} {plan.unit}{stop}",
+        "Schedule": f"{warmup}, {shape}{stop}",
         "Precision": recipe.precision,
     }
+    if recipe.accumulate > 1:
+        rows["Accumulation"] = f"each batch in {recipe.accumulate} parts"
+    if recipe.ema is not None:
+        rows["Moving average"] = f"of the weights, decay {recipe.ema:g}"
     if recipe.init:
         rows = {"Starts from": f"`{recipe.init}`"} | rows
     for setting, points in recipe.curriculum.items():

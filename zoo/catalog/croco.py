@@ -162,6 +162,8 @@ def _descendant(
     sources: tuple[Source, ...],
     input_size: tuple[int, int, int] = pointmaps.SIZE_512,
     notice: str = "",
+    recipe: str = "",
+    unknown: str = "",
 ) -> Variant:
     """CroCo v2's large encoder as pointmaps have trained it on."""
     return Variant(
@@ -179,6 +181,8 @@ def _descendant(
         std=HALF,
         sources=sources,
         training="Trained for pointmaps on pairs of photos with known depth and cameras, from the weights of CroCo v2.",
+        recipe=recipe,
+        unknown=unknown,
         notice=notice,
     )
 
@@ -273,15 +277,27 @@ CROCO = (
         training=_HABITAT_REAL,
     ),
     _descendant(
-        "dust3r_224", "DUSt3R's encoder at 224 x 224", pointmaps.DUST3R_PAPER, pointmaps.DUST3R_224, (3, 224, 224)
+        "dust3r_224",
+        "DUSt3R's encoder at 224 x 224",
+        pointmaps.DUST3R_PAPER,
+        pointmaps.DUST3R_224,
+        (3, 224, 224),
+        recipe="dust3r_224_linear",
     ),
-    _descendant("dust3r_512", "DUSt3R's encoder at 512 pixels", pointmaps.DUST3R_PAPER, pointmaps.DUST3R_512),
+    _descendant(
+        "dust3r_512",
+        "DUSt3R's encoder at 512 pixels",
+        pointmaps.DUST3R_PAPER,
+        pointmaps.DUST3R_512,
+        recipe="dust3r_512_dpt",
+    ),
     _descendant(
         "mast3r_512",
         "MASt3R's encoder at 512 pixels",
         pointmaps.MAST3R_PAPER,
         pointmaps.MAST3R_512,
         notice=pointmaps.MAST3R_NOTICE,
+        unknown=pointmaps.MAST3R_UNKNOWN,
     ),
     Variant(
         architecture="croco_base_patch16_224_dec512d8",

@@ -79,6 +79,8 @@ class Variant:
     input_size: channels, height, width. mean, std: of the normalization that the weights expect.
     sources: tried in order; the user's mirror and the Hub come before them (see zoo/weights).
     training: data and recipe, in a sentence or two.
+    recipe: the one of the package that trains it; "" if there is none. unknown: why there is none for published
+        weights, or what of their training the recipe only supposes; sentences.
     notice: what else there is to say of the license, or what the authors ask of users besides it; sentences.
     """
 
@@ -97,6 +99,7 @@ class Variant:
     num_classes: int = 0
     sources: tuple[Source, ...] = ()
     recipe: str = ""
+    unknown: str = ""
     training: str = ""
     metrics: tuple[Metric, ...] = field(default=())
     notice: str = ""

@@ -97,6 +97,8 @@ FAST_ITPN = (
         sources=(Source("gdrive", "1ddGbBm46FiUdNs9HPSepokhuOKhEnBdV"),),
         training="Pretrained as clipl_in1k_1600e, then fine-tuned with the labels of ImageNet-21K at 224x224 (author, "
         "iTPN's issue 14): what ImageNet-1K is fine-tuned from at 512x512.",
+        unknown="The settings of its fine-tuning on ImageNet-21K are not known here, and the code of its "
+        "pretraining is not published.",
         metrics=_finetuned((512, 88.75)),
         notice=NOTICE,
     ),

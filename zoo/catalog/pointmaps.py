@@ -70,6 +70,10 @@ _MONST3R = (
 )
 
 LICENSE = "CC-BY-NC-SA-4.0"
+MAST3R_UNKNOWN = (
+    "Its training settings are not known here: data sets, the loss of its descriptors and the schedule stand in the "
+    "paper, which could not be read."
+)
 MAST3R_NOTICE = (
     "The authors' CHECKPOINTS_NOTICE adds that the data sets which MASt3R was trained on have conditions of their own, "
     "that of Map-free above all: read it before you use these weights."
@@ -158,6 +162,9 @@ POINTMAPS = (
         paper=MONST3R_PAPER,
         sources=_MONST3R,
         recipe="",
+        unknown="Its training settings are not known here: data sets, how pairs are drawn from videos and the schedule "
+        "stand in the paper, which could not be read. Its loss and network are DUSt3R's, so a recipe would "
+        "start from `dust3r_512_dpt`.",
         training="Fine-tuned from DUSt3R on pairs of video frames with known depth and cameras.",
     ),
     Variant(
@@ -175,6 +182,7 @@ POINTMAPS = (
         mean=HALF,
         std=HALF,
         sources=MAST3R_512,
+        unknown=MAST3R_UNKNOWN,
         training="Trained for metric pointmaps and matching on pairs of photos with known depth and cameras, from "
         "the weights of DUSt3R.",
     ),

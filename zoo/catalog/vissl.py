@@ -74,6 +74,7 @@ def _vissl(
     training: str,
     *,
     recipe: str = "",
+    unknown: str = "",
     method: str = "",
     width: int = 1,
 ) -> Variant:
@@ -96,6 +97,7 @@ def _vissl(
         paper=paper,
         sources=(Source("url", _VISSL_URL + file),),
         recipe=recipe,
+        unknown=unknown,
         training=f"{_IMAGES[tag.partition('_')[0]]} without labels, {training}.",
         metrics=linear_probe(accuracy, "VISSL's MODEL_ZOO.md"),
     )
@@ -127,7 +129,9 @@ def _pirl(
     )
 
 
-def _jigsaw(tag: str, file: str, accuracy: float, permutations: str = "", recipe: str = "") -> Variant:
+def _jigsaw(
+    tag: str, file: str, accuracy: float, permutations: str = "", recipe: str = "", unknown: str = ""
+) -> Variant:
     """permutations: how many there are; "" for a file of Goyal et al. (2019) that VISSL converted."""
     if not permutations:
         return _vissl(
@@ -138,6 +142,7 @@ def _jigsaw(tag: str, file: str, accuracy: float, permutations: str = "", recipe
             GOYAL19_PAPER,
             f"Jigsaw's ResNet-50 by Goyal et al., {_IMAGES[tag.partition('_')[0]]}, converted by VISSL",
             "telling permutations of nine patches apart, in the setting of Goyal et al. (2019)",
+            unknown=_GOYAL19,
         )
     return _vissl(
         "jigsaw",
@@ -148,7 +153,50 @@ def _jigsaw(tag: str, file: str, accuracy: float, permutations: str = "", recipe
         f"Jigsaw's ResNet-50, {permutations} permutations, {_IMAGES[tag.partition('_')[0]]}",
         f"105 epochs, telling {permutations} permutations of nine patches apart",
         recipe=recipe,
+        unknown=unknown,
     )
+
+
+def _jigsaw_heads(permutations: str, parameters: int, recipe: str) -> Variant:
+    """Jigsaw's pretraining form as VISSL has it: batch norm in the patches' head."""
+    count = int(permutations.replace(",", ""))
+    return Variant(
+        architecture=f"jigsaw_resnet50_perm{count if count < 1000 else f'{count // 1000}k'}",
+        tag="",
+        family="jigsaw",
+        form="pretraining",
+        description=f"Jigsaw's ResNet-50 with a classifier of {permutations} permutations: to be trained, no weights",
+        args=dict(permutations=count, head_norm=True),
+        parameters=parameters,
+        license="Apache-2.0",
+        paper=JIGSAW_PAPER,
+        recipe=recipe,
+    )
+
+
+_NOT_KNOWN = "Its training settings are not known here"
+_GOYAL19 = (
+    f"{_NOT_KNOWN}: they are those of Goyal et al. (2019), whose code trained it before VISSL converted the file."
+)
+_ROTNET = (
+    f"{_NOT_KNOWN}, but for the 105 epochs that its name says{{}}: those of VISSL's configuration could not be read, "
+    "and the paper's are of another network. The zoo has no objective that tells rotations apart."
+)
+# VISSL's documentation, ssl_approaches/npid; paperswithcode.com/lib/vissl for the optimizer
+_NPID = (
+    f"{_NOT_KNOWN} in full: VISSL's documentation says 4,096 negatives, 128 dimensions and a temperature of 0.07 for "
+    "NPID, 32,000 negatives, 800 epochs and 32 GPUs for NPID++, and a secondary source (paperswithcode.com/lib/vissl) "
+    "momentum 0.9 and a weight decay of 1e-4; learning rate and augmentation are not known. The zoo has no objective "
+    "for it."
+)
+_CLUSTERFIT = (
+    f"{_NOT_KNOWN} in full: a secondary source (paperswithcode.com/lib/vissl) says 105 epochs, momentum 0.9 and a "
+    "weight decay of 1e-4; the learning rate is not known, and which cluster each image is in was not published."
+)
+_IN22K = (
+    "That it was trained as on ImageNet-1k is taken from its file's name (2,000 permutations, 8 GPUs, 105 epochs); "
+    "nothing else is said of its training."
+)
 
 
 _JIGSAW_RUN = "jigsaw_rn50_in1k_ep105_perm2k_jigsaw_8gpu_resnet_"
@@ -241,22 +289,20 @@ JIGSAW = (
         "10,000",
         recipe="jigsaw_resnet50_perm10k",
     ),
-    _jigsaw("in22k_perm2k", "converted_vissl_jigsaw_rn50_perm2k_in22k_8gpu_ep105.torch", 44.84, "2,000"),
+    _jigsaw(
+        "in22k_perm2k",
+        "converted_vissl_jigsaw_rn50_perm2k_in22k_8gpu_ep105.torch",
+        44.84,
+        "2,000",
+        "jigsaw_resnet50_in22k",
+        _IN22K,
+    ),
     _jigsaw("in1k_goyal19", "converted_vissl_rn50_jigsaw_in1k_goyal19.torch", 46.58),
     _jigsaw("in22k_goyal19", "converted_vissl_rn50_jigsaw_in22k_goyal19.torch", 53.09),
     _jigsaw("yfcc100m_goyal19", "converted_vissl_rn50_jigsaw_yfcc100m_goyal19.torch", 51.37),
-    Variant(
-        architecture="jigsaw_resnet50_perm2k",
-        tag="",
-        family="jigsaw",
-        form="pretraining",
-        description="Jigsaw's ResNet-50 with a classifier of 2,000 permutations: to be trained, no weights",
-        args=dict(permutations=2000),
-        parameters=43_559_032,
-        license="Apache-2.0",
-        paper=JIGSAW_PAPER,
-        recipe="jigsaw_resnet50",
-    ),
+    _jigsaw_heads("100", 26_459_132, "jigsaw_resnet50_perm100"),
+    _jigsaw_heads("2,000", 43_561_032, "jigsaw_resnet50"),
+    _jigsaw_heads("10,000", 115_569_032, "jigsaw_resnet50_perm10k"),
     Variant(
         architecture="jigsaw_nano_64",
         tag="",
@@ -294,6 +340,7 @@ ROTNET = (
         ROTNET_PAPER,
         "RotNet's ResNet-50",
         f"105 epochs by its folder's name, {_ROTATIONS}",
+        unknown=_ROTNET.format(" (its phase, counted from 0, is 125)"),
     ),
     _vissl(
         "rotnet",
@@ -303,6 +350,7 @@ ROTNET = (
         ROTNET_PAPER,
         "RotNet's ResNet-50, ImageNet-22k, converted by VISSL",
         f"105 epochs by the file's name, {_ROTATIONS}",
+        unknown=_ROTNET.format(""),
     ),
 )
 
@@ -315,6 +363,7 @@ NPID = (
         NPID_PAPER,
         "NPID's ResNet-50, 200 epochs",
         f"200 epochs, {_INSTANCES}",
+        unknown=_NPID,
     ),
     _vissl(
         "npid",
@@ -324,6 +373,7 @@ NPID = (
         NPID_PAPER,
         "NPID's ResNet-50 by its authors' code, converted by VISSL",
         _INSTANCES,
+        unknown=_NPID,
     ),
     _vissl(
         "npid",
@@ -333,6 +383,7 @@ NPID = (
         PIRL_PAPER,  # which introduces NPID++
         "NPID++'s ResNet-50, 800 epochs and more negatives",
         f"800 epochs and 32,000 negatives, {_INSTANCES}",
+        unknown=_NPID,
         method="npidpp",
     ),
     _vissl(
@@ -343,6 +394,7 @@ NPID = (
         PIRL_PAPER,
         "NPID++'s ResNet-50, 800 epochs and more negatives",
         f"800 epochs and 32,000 negatives, {_INSTANCES}",
+        unknown=_NPID,
         method="npidpp",
         width=2,
     ),
@@ -357,5 +409,6 @@ CLUSTERFIT = (
         CLUSTERFIT_PAPER,
         "ClusterFit's ResNet-50, trained on clusters of RotNet's features, converted by VISSL",
         "105 epochs by the file's name, telling 16,000 clusters of RotNet's features apart",
+        unknown=_CLUSTERFIT,
     ),
 )

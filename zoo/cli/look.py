@@ -89,6 +89,7 @@ def info(variant: Annotated[str, typer.Argument(help="A variant, or an architect
         ("paper", f"{paper.title} ({paper.venue} {paper.year}), https://arxiv.org/abs/{paper.arxiv}"),
         ("training", entry.training or "not trained yet"),
         ("recipe", f"zoo train {entry.recipe}" if entry.recipe else "none in the zoo"),
+        *([("not known", entry.unknown)] if entry.unknown else []),
         *(("source", _describe_source(source, full=True)) for source in entry.sources),
         *(("local file", line) for line in _describe_local(entry)),
         *(
