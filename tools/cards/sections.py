@@ -7,7 +7,7 @@ from typing import Any
 from tools.cards.lines import hub_lines, sized, timm_lines
 from tools.cards.markdown import numbers, table
 from tools.cards.records import kind_of_samples, measured, whole_of
-from tools.cards.wording import ABOUT, CHANNELS, FAMILIES, LICENSES
+from tools.cards.wording import ABOUT, CHANNELS, FAMILIES, HEADERS_ONLY, LICENSES
 from zoo.catalog import VARIANTS, Source, Variant
 from zoo.train.recipe import RECIPES, Recipe, load_recipe, recipe_path
 
@@ -85,7 +85,7 @@ def facts(variant: Variant) -> str:
     elif variant.form in ("binocular", "dense", "pointmaps"):
         rows["Input"] = f"two RGB images, trained at {channels} x {height} x {width}; any size that {patch} divides"
     elif not sized(variant):
-        rows["Input"] = f"RGB, trained at {channels} x {height} x {width}; takes any size"
+        rows["Input"] = f"RGB, {channels} x {height} x {width} in evaluations; takes any size"
     return f"## Input and size\n\n{table(rows)}"
 
 
@@ -95,11 +95,13 @@ def license_and_source(variant: Variant) -> str:
     text = "## License and source of the weights\n\n"
     if variant.license == "unknown":
         text += "Their authors state no license for the weights: ask them before you share these or build on them."
+    elif variant.family in HEADERS_ONLY:
+        text += f"{variant.notice} So the weights are taken to be under {LICENSES[variant.license]}"
     else:
         text += f"The weights are under {LICENSES[variant.license]}"
     if variant.license != "Apache-2.0":
         text += " The zoo's code is under Apache-2.0, which does not extend to these weights."
-    if variant.notice:
+    if variant.notice and variant.family not in HEADERS_ONLY:
         text += f" {variant.notice}"
     source = variant.sources[0]
     if source.kind == "package":
@@ -177,7 +179,9 @@ def _start(variant: Variant) -> str:
 
 def _recipe_table(recipe: Recipe) -> str:
     optimizer, plan = recipe.optimizer, recipe.schedule
-    warmup = f"{plan.warmup:g} {plan.unit} of linear warm-up" + (f" from {plan.warmup_lr:g}" if plan.warmup_lr else "")
+    unit = plan.unit.removesuffix("s") if plan.warmup == 1 else plan.unit
+    start = f" from {plan.warmup_lr:g}" if plan.warmup_lr else ""
+    warmup = f"{plan.warmup:g} {unit} of linear warm-up{start}, " if plan.warmup else ""
     stop = f", stopped at {plan.stop:g}" if plan.stop else ""
     shape = f"cosine over {plan.length:g} {plan.unit}"
     if plan.milestones:
@@ -191,7 +195,7 @@ def _recipe_table(recipe: Recipe) -> str:
         "Batch": f"{recipe.batch_size} {kind_of_samples(recipe)}",
         "Optimizer": f"{optimizer.name}, {how}, weight decay {optimizer.weight_decay:g}, peak learning rate "
         f"{recipe.learning_rate():g}",
-        "Schedule": f"{warmup}, {shape}{stop}",
+        "Schedule": f"{warmup}{shape}{stop}",
         "Precision": recipe.precision,
     }
     if recipe.accumulate > 1:
@@ -216,9 +220,7 @@ def published(variant: Variant) -> str:
         return ""  # nobody else has measured them
     if not variant.metrics:
         return "## Published figures\n\nNone are listed here; those of the paper are in its tables."
-    lines = [
-        f"| {m.task} | {m.dataset} | {m.name} | {m.value:g} | {m.conditions} | {m.cited} |" for m in variant.metrics
-    ]
+    lines = [f"| {m.task} | {m.dataset} | {m.name} | {m.value} | {m.conditions} | {m.cited} |" for m in variant.metrics]
     head = "| Task | Data | Measure | Value | Conditions | Source |\n| --- | --- | --- | ---: | --- | --- |"
     note = "Measured by others with the authors' code, not with the zoo's."
     if any(metric.secondary for metric in variant.metrics):

@@ -18,6 +18,9 @@ LICENSES = {
     ),
 }
 
+HEADERS_ONLY = ("itpn", "fast_itpn")
+"""Families whose license stands in the headers of the source alone."""
+
 FAMILIES = {
     "croco": (
         "CroCo is pretrained on pairs of photos of one scene from two viewpoints: most of the first photo is hidden, "

@@ -80,7 +80,7 @@ class Variant:
     sources: tried in order; the user's mirror and the Hub come before them (see zoo/weights).
     training: data and recipe, in a sentence or two.
     recipe: the one of the package that trains it; "" if there is none. unknown: why there is none for published
-        weights, or what of their training the recipe only supposes; sentences.
+        weights, and what else is not known of the file or its training; sentences.
     notice: what else there is to say of the license, or what the authors ask of users besides it; sentences.
     """
 

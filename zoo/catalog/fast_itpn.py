@@ -98,7 +98,7 @@ FAST_ITPN = (
         training="Pretrained as clipl_in1k_1600e, then fine-tuned with the labels of ImageNet-21K at 224x224 (author, "
         "iTPN's issue 14): what ImageNet-1K is fine-tuned from at 512x512.",
         unknown="The settings of its fine-tuning on ImageNet-21K are not known here, and the code of its "
-        "pretraining is not published.",
+        "pretraining is not published. Nor is it recorded how many classes and which precision the file has.",
         metrics=_finetuned((512, 88.75)),
         notice=NOTICE,
     ),

@@ -79,6 +79,7 @@ HIVIT = (
         sources=(Source("gdrive", "1bXr6089pbygItoVGBPbLhlRkdXG11NrT"),),  # an author's answer, issue 5 of iTPN
         recipe="hivit_small_supervised",
         training="Trained with labels on ImageNet-1K, without any pretraining.",
+        unknown="That the paper's figure is this file's is not said.",
         metrics=(
             imagenet_top1(
                 83.5, "supervised, 224 pixels", "figure of the paper, not tied to this file by its authors", True

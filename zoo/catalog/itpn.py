@@ -62,6 +62,15 @@ _LARGE_CLIP_FIGURES = (
     *coco(55.2, 48.2, "Mask R-CNN 1x, with the teacher CLIP-L", _TEACHER),
     ade20k(57.7, "UperNet, with the teacher CLIP-L", _TEACHER),
 )
+_EPOCHS = "Which of the published numbers of epochs the file has is not said."
+_PYRAMID = (
+    f"{_EPOCHS} Its link has changed twice, and an early file had a pyramid of 512 channels (iTPN, issue 3) in place "
+    "of 256: the width is read from the file."
+)
+_WHICH_TEACHER = (
+    "Whether its teacher was CLIP-B or CLIP-L is not said; the width of what it predicts, 512 or 768, is read from the "
+    "file."
+)
 _ITPN_PIXEL_TRAINING = "Masked autoencoding of ImageNet-1K, backbone and pyramid together."
 _ITPN_CLIP_TRAINING = "Predicts CLIP's tokens of ImageNet-1K images, a part of whose patches is hidden from it."
 
@@ -116,6 +125,7 @@ ITPN = (
         license="MIT",
         paper=ITPN_PAPER,
         sources=(_ITPN_BASE_PIXEL,),
+        unknown=_PYRAMID,
         training=_ITPN_PIXEL_TRAINING,
         recipe="itpn_base_pixel",
         metrics=_BASE_PIXEL_FIGURES,
@@ -134,6 +144,7 @@ ITPN = (
         mean=HALF,
         std=HALF,
         sources=(_ITPN_BASE_CLIP,),
+        unknown=_EPOCHS,
         training=_ITPN_CLIP_TRAINING,
         recipe="itpn_base_clip",
         metrics=_BASE_CLIP_FIGURES,
@@ -150,6 +161,7 @@ ITPN = (
         license="MIT",
         paper=ITPN_PAPER,
         sources=(_ITPN_BASE_PIXEL,),
+        unknown=_PYRAMID,
         training=_ITPN_PIXEL_TRAINING,
         recipe="itpn_base_pixel",
         notice=NOTICE,
@@ -167,6 +179,7 @@ ITPN = (
         mean=HALF,
         std=HALF,
         sources=(_ITPN_BASE_CLIP,),
+        unknown=_EPOCHS,
         training=_ITPN_CLIP_TRAINING,
         recipe="itpn_base_clip",
         notice=NOTICE,
@@ -182,6 +195,7 @@ ITPN = (
         license="MIT",
         paper=ITPN_PAPER,
         sources=(_ITPN_LARGE_PIXEL,),
+        unknown=_EPOCHS,
         training=_ITPN_PIXEL_TRAINING,
         recipe="itpn_large_pixel",
         metrics=_LARGE_PIXEL_FIGURES,
@@ -200,6 +214,7 @@ ITPN = (
         mean=HALF,
         std=HALF,
         sources=(_ITPN_LARGE_CLIP,),
+        unknown=_WHICH_TEACHER,
         training=_ITPN_CLIP_TRAINING,
         recipe="itpn_large_clip",
         metrics=_LARGE_CLIP_FIGURES,
@@ -216,6 +231,7 @@ ITPN = (
         license="MIT",
         paper=ITPN_PAPER,
         sources=(_ITPN_LARGE_PIXEL,),
+        unknown=_EPOCHS,
         training=_ITPN_PIXEL_TRAINING,
         recipe="itpn_large_pixel",
         notice=NOTICE,
@@ -233,6 +249,7 @@ ITPN = (
         mean=HALF,
         std=HALF,
         sources=(_ITPN_LARGE_CLIP,),
+        unknown=_WHICH_TEACHER,
         training=_ITPN_CLIP_TRAINING,
         recipe="itpn_large_clip",
         notice=NOTICE,

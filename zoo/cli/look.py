@@ -93,7 +93,7 @@ def info(variant: Annotated[str, typer.Argument(help="A variant, or an architect
         *(("source", _describe_source(source, full=True)) for source in entry.sources),
         *(("local file", line) for line in _describe_local(entry)),
         *(
-            ("published", f"{m.task}, {m.dataset}: {m.name} {m.value:g} ({m.conditions}; {m.cited})")
+            ("published", f"{m.task}, {m.dataset}: {m.name} {m.value} ({m.conditions}; {m.cited})")
             for m in entry.metrics
         ),
     ]

@@ -58,7 +58,7 @@ def make_card(
     if run is not None:
         sections.append(f"## Training\n\n{_training(run, (folder / LOSS).is_file())}")
     if metrics:
-        cells = [(m.task, m.dataset, m.name, f"{m.value:g}", m.conditions, m.cited) for m in metrics]
+        cells = [(m.task, m.dataset, m.name, f"{m.value}", m.conditions, m.cited) for m in metrics]
         rows = [f"| {' | '.join(map(plain, row))} |" for row in cells]
         head = "| Task | Data | Measure | Value | Conditions | Source |\n| --- | --- | --- | ---: | --- | --- |"
         sections.append("## Figures\n\n" + "\n".join((head, *rows)))
