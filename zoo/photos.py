@@ -38,7 +38,8 @@ def read_image(path: str | Path, content: bytes | None = None, enough: int | Non
 
     Turned as its EXIF orientation says. 16-bit grays are scaled to 8 bits; other numbers than that (32-bit integers,
     floats) have no white and are refused. Of several pages or frames the first is read. enough: decode a JPEG file at a
-    half, a quarter or an eighth, the smallest whose shorter side has so many pixels (libjpeg's scaling, in less time).
+    half, a quarter or an eighth where both sides can be divided so and the shorter one keeps as many pixels (libjpeg's
+    scaling, in less time).
     """
     try:
         with (
@@ -47,7 +48,7 @@ def read_image(path: str | Path, content: bytes | None = None, enough: int | Non
         ):
             _check_size(image)
             if enough is not None:
-                image.draft(None, (enough, enough))  # nothing for other formats
+                _decode_small(image, enough)
             return _to_rgb(_upright(image))
     except FileNotFoundError as error:
         raise ImageError(f"There is no image {path}; check the path.") from error
@@ -88,6 +89,15 @@ def _check_size(image: Image.Image) -> None:
         raise ValueError(f"its {width} x {height} pixels are more than the {MAX_PIXELS:,} of a photo")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(f"its {width} x {height} pixels are a line, not a photo")
+
+
+def _decode_small(image: Image.Image, enough: int) -> None:
+    """Let libjpeg scale, if it is a JPEG file; a side that can't be divided would be stretched by part of a pixel."""
+    width, height = image.size
+    for scale in (8, 4, 2):
+        if width % scale == height % scale == 0 and min(width, height) // scale >= enough:
+            image.draft(None, (width // scale, height // scale))  # does nothing for other formats
+            return
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +25,13 @@ from zoo.catalog import VARIANTS
 from zoo.pictures import to_input
 from zoo.weights import files, save_safetensors, verify
 
+try:
+    import tomllib
+except ModuleNotFoundError:  # before Python 3.11, where pytest brings it
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[2]
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 PAIR, ENCODER = "croco_nano_patch8_64_dec128d4.scenes_far", "croco_nano_patch8_64.scenes_far"
 
 
@@ -235,7 +246,7 @@ FAILURES = {
     "export's suffix": (["export", "WEIGHTS", "-o", "x.bin"], ".safetensors"),
     "export of no variant": (["export", "nowhere.safetensors", "-o", "x.pth"], "no variant called"),
     "no such recipe": (["train", "nonsense"], "one of classify_nano"),
-    "recipe without data": (["train", "croco_base"], "--data FOLDER"),
+    "recipe without data": (["train", "croco_base"], "with --data"),
     "setting without value": (["train", "croco_nano", "--set", "seed"], "KEY=VALUE"),
     "setting without sense": (["train", "croco_nano", "--set", "seed=[1"], "is no YAML"),
     "unknown setting": (["train", "croco_nano", "--set", "sead=1"], "unknown settings sead"),
@@ -281,3 +292,115 @@ def test_missing_extra_is_named(
     code, out, err = zoo("complete", photo, photo, "-o", tmp_path / "x.png", "--weights", weights)
     assert (code, out) == (2, "")
     assert "pip install 'pretext-zoo[demo]'" in err
+
+
+@pytest.mark.parametrize("args", [["list"], ["list", "--json"], ["info", PAIR], ["--help"], ["--version"], ["recipes"]])
+def test_output_that_is_full(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    reads: Callable[[object], None],
+    args: list[str],
+) -> None:
+    """Whether it is written while the command runs or at its end."""
+    monkeypatch.setattr(sys, "argv", ["zoo", *args])
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        monkeypatch.undo()
+    assert end.value.code == 2
+    reads(capfd.readouterr().err.rstrip("\n"))
+
+
+@pytest.mark.parametrize("args", [["list", "--json"], ["info", PAIR]])
+def test_pipe_that_is_closed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], args: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["zoo", *args])
+    reader, writer = os.pipe()
+    os.close(reader)
+    error_stream = sys.stderr
+    with open(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        monkeypatch.setattr(sys, "stderr", error_stream)  # typer puts others in their place
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        monkeypatch.undo()
+        with contextlib.suppress(BrokenPipeError):
+            pipe.close()
+    assert (end.value.code, capfd.readouterr().err) == (1, "")
+
+
+def test_full_output_and_errors_end(tmp_path: Path) -> None:
+    """In a process of its own, since Python writes at its end once more; with both streams full nothing can be told."""
+    command = f"{sys.executable} -m zoo.cli"
+    for line, code in (("list > /dev/full 2> err", 2), ("list >&- 2> err", 0), ("info x 2> /dev/full", 2)):
+        done = subprocess.run(
+            f"{command} {line}", shell=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
+        assert done.returncode == code, line
+    assert not (tmp_path / "err").read_text()
+    done = subprocess.run(f"{command} list 2> {tmp_path}/err | head -1", shell=True, capture_output=True, cwd=ROOT)
+    assert done.stdout.startswith(b"variant") and not (tmp_path / "err").read_text()
+
+
+PHOTOS = ("a.png", "more/b.jpg")
+NEEDS = {
+    "complete": ([*PHOTOS, "-o", "x.png"], "demo", ("matplotlib",)),
+    "demo": ([], "demo", ("matplotlib", "skimage", "cv2")),
+    "stereo": ([*PHOTOS], "demo", ("matplotlib",)),
+    "flow": ([*PHOTOS], "demo", ("matplotlib",)),
+    "points": ([*PHOTOS, "--glb", "--picture", "x.png"], "points", ("trimesh",)),
+    "train": (["croco_nano"], "train", ("accelerate", "matplotlib", "yaml")),
+    "recipes": ([], "train", ("yaml",)),
+    "show-batch": (["croco_nano", "-o", "x.png"], "train", ("accelerate", "matplotlib", "yaml")),
+    "push": (["more", "--repo", "me/mine"], "train", ("accelerate", "matplotlib", "yaml")),
+    "eval pairs": ([PAIR, "--picture", "x.png"], "eval", ("accelerate", "matplotlib", "rich", "skimage", "yaml")),
+    "eval points": ([PAIR, "--picture", "x.png"], "eval", ("accelerate", "matplotlib", "rich", "yaml")),
+    "eval look": ([PAIR], "eval", ("accelerate", "matplotlib", "rich", "skimage", "yaml")),
+    "eval stereo": ([PAIR, "--data", "x"], "eval", ("accelerate", "matplotlib")),
+    "eval flow": ([PAIR, "--data", "x"], "eval", ("accelerate", "matplotlib")),
+    "eval pretext": (["more"], "train", ("accelerate", "yaml")),
+    "eval ordering": (["-o", "x.md"], "eval", ("matplotlib", "skimage", "sklearn", "yaml")),
+    "eval stereo-ordering": (["-o", "x.md"], "eval", ("cv2", "matplotlib", "skimage", "yaml")),
+}
+PACKAGES = {"cv2": "opencv-python-headless", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+
+
+def in_extra(extra: str) -> set[str]:
+    """The packages that an extra of pyproject.toml brings, without versions."""
+    found = set()
+    for line in EXTRAS[extra]:
+        if line.startswith("pretext-zoo["):
+            found |= {name for other in line[12:].rstrip("]").split(",") for name in in_extra(other)}
+        found.add(re.split(r"[<>=\[]", line)[0])
+    return found
+
+
+@pytest.mark.parametrize("command", NEEDS)
+def test_missing_extra_is_told_at_once(
+    zoo: Run, photos: Path, monkeypatch: pytest.MonkeyPatch, reads: Callable[[object], None], command: str
+) -> None:
+    """Before a model is made, and by an extra that brings it."""
+
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError("a model was made")
+
+    monkeypatch.setattr("timm.create_model", refuse)
+    monkeypatch.chdir(photos)
+    args, extra, packages = NEEDS[command]
+    for package in packages:
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            code, out, err = zoo(*command.split(), *args)
+        assert (code, out) == (2, "") and f"needs {package};" in err and f"[{extra}]" in err
+        assert PACKAGES.get(package, package) in in_extra(extra)
+        reads(err.rstrip("\n"))
+
+
+def test_every_extra_is_named() -> None:
+    """In the README and on the page about installing, in a table; but for those of the zoo's own development."""
+    for page in ("README.md", "docs/install.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        named = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+        assert {name for name in named if name in EXTRAS} == set(EXTRAS), page

@@ -18,7 +18,7 @@ from zoo.train.data.matching.maps import read_truth, write_map
 def models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Models that find 5 pixels of disparity, and a flow of 3 and -4, everywhere."""
     values = {"stereo": (5.0, 0.0), "flow": (3.0, -4.0, 0.0)}
-    monkeypatch.setattr(matching, "load_matcher", lambda model, task: Ramp(values[task]).eval())
+    monkeypatch.setattr(matching, "load_matcher", lambda model, task: (Ramp(values[task]).eval(), model))
     monkeypatch.chdir(tmp_path)
     for folder in ("left", "right"):
         Path(folder).mkdir()

@@ -299,8 +299,11 @@ def test_decoding_worker_killed(
 
 def test_draft_reads_less_of_large_photos(model: Any, tmp_path: Path) -> None:
     """A photo of 1000 x 700 for an input of 64: decoded at a quarter, and features hardly change."""
-    smooth = np.random.default_rng(0).integers(0, 256, (7, 10, 3), dtype=np.uint8)
-    image = Image.fromarray(smooth).resize((1000, 700), Image.Resampling.BICUBIC)
+    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (7, 10, 3), dtype=np.uint8))
+    image = smooth.resize((1000, 700), Image.Resampling.BICUBIC)
+    for width, height, scale in ((1000, 700, 4), (1600, 1200, 8), (1002, 700, 2), (1001, 700, 1), (1000, 400, 2)):
+        smooth.resize((width, height)).save(tmp_path / "c.jpg")
+        assert read_image(tmp_path / "c.jpg", enough=110).shape == (height // scale, width // scale, 3)
     exif = Image.Exif()
     exif[0x0112] = 6
     image.save(tmp_path / "a.jpg", exif=exif)
@@ -366,7 +369,8 @@ def test_workers_end_with_the_command(
     """kill -9 of the command while a worker waits until its batch, larger than a pipe, is taken."""
 
     def reading(path: str, **options: Any) -> np.ndarray:
-        (tmp_path / "worker").write_text(str(os.getpid()))
+        (tmp_path / "x").write_text(str(os.getpid()))
+        os.replace(tmp_path / "x", tmp_path / "worker")
         return read_image(path, **options)
 
     monkeypatch.setattr("zoo.features.decoding.read_image", reading)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import io
 import logging
+import os
 import sys
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, TextIO, cast
 
 import typer
 
-from zoo.catalog import Variant
-from zoo.errors import UnknownVariantError, ZooError
-from zoo.lookup import find_variant
+from zoo.errors import ZooError
 from zoo.version import __version__
 
 _EXTRAS = {
@@ -20,9 +21,12 @@ _EXTRAS = {
     "tensorboard": "train",
     "yaml": "train",
     "matplotlib": "demo",
+    "skimage": "demo",
+    "cv2": "demo",
     "sklearn": "eval",
     "trimesh": "points",
 }
+"""The extra of pyproject.toml that brings a package, by the name that is imported."""
 
 app = typer.Typer(
     name="zoo",
@@ -39,27 +43,112 @@ def main() -> None:
     logger, handler = logging.getLogger("zoo"), logging.StreamHandler()
     logger.setLevel(logging.INFO)  # tells which source served the weights
     logger.addHandler(handler)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be of any bytes
+    printed = _Printed(sys.stdout)
+    sys.stdout = cast(TextIO, printed) if sys.stdout is not None else None
+    try:
+        code = printed.end(_run(printed))
+    finally:
+        sys.stdout = printed.stream
+        logger.removeHandler(handler)
+    sys.exit(code)
+
+
+class _Printed:
+    """What a command prints: notices where it can't be written, which is no fault of the command's."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.failed: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with self._noticing():
+            return self.stream.write(text)
+
+    def flush(self) -> None:
+        with self._noticing():
+            self.stream.flush()
+
+    @contextlib.contextmanager
+    def _noticing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.failed = error
+            raise
+
+    def end(self, code: int) -> int:
+        """Write what is still to be written, which Python would do with a traceback; gives the command's exit code."""
+        with contextlib.suppress(OSError):
+            if self.stream is not None:
+                self.flush()
+        if self.failed is not None:
+            _discard(self.stream)
+            if isinstance(self.failed, BrokenPipeError):  # who reads has had enough, as in `zoo list | head -1`
+                code = code or 1
+            else:
+                reason = self.failed.strerror
+                code = _complain(f"What is printed can't be written ({reason}). Free some space, or send it elsewhere.")
+        try:
+            if sys.stderr is not None:
+                sys.stderr.flush()
+        except OSError:
+            _discard(sys.stderr)
+        return code
+
+
+def _run(printed: _Printed) -> int:
     try:
         app()
+    except SystemExit as end:  # how typer ends, always
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except ZooError as error:
-        sys.exit(_complain(str(error)))
+        return _complain(str(error))
     except OSError as error:  # a file or folder of the user's, or a full disk
+        if error is printed.failed:
+            return 2
         if error.strerror is None:
             raise
         place = f"{error.filename}: " if error.filename is not None else ""
-        sys.exit(_complain(f"{place}{error.strerror}. Check that it is there, and yours to use."))
+        return _complain(f"{place}{error.strerror}. Check that it is there, and yours to use.")
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _EXTRAS:
             raise
-        sys.exit(_complain(f"This command needs {package}; get it with pip install 'pretext-zoo[{_EXTRAS[package]}]'."))
-    finally:
-        logger.removeHandler(handler)
+        return _complain(_missing(package, _EXTRAS[package]))
+    return 0
 
 
 def _complain(message: str) -> int:
-    print(message, file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody can be told
+        print(message, file=sys.stderr)
     return 2
+
+
+def _discard(stream: TextIO) -> None:
+    """Let go of what a stream can't write."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+class _MissingExtra(ZooError, ModuleNotFoundError):
+    """A package that is not there, and the extra that brings it."""
+
+
+def need(extra: str, *packages: str) -> None:
+    """Raise an error that says so if one of the packages is not installed: before anything is loaded or made."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise _MissingExtra(_missing(package, extra))
+
+
+def _missing(package: str, extra: str) -> str:
+    return f"This command needs {package}; get it with pip install 'pretext-zoo[{extra}]'."
 
 
 def _print_version(wanted: bool) -> None:
@@ -87,65 +176,6 @@ def print_table(*rows: tuple[str, ...]) -> None:
 def print_rows(rows: Iterable[tuple[str, str]]) -> None:
     for name, value in rows:
         print(f"{name:<12}{value}", flush=True)
-
-
-def load_model(variant: Variant, weights: Path | None, args: dict[str, Any] | None = None) -> Any:
-    """A variant with its own weights or those of a file, in eval mode. args: where a trained one departs from it."""
-    import timm
-
-    overlay = dict(file=str(weights)) if weights is not None else None
-    return timm.create_model(variant.name, pretrained=True, pretrained_cfg_overlay=overlay, **args or {}).eval()
-
-
-_HUB_PREFIXES = ("hf-hub:", "hf_hub:")
-
-
-def load_named(model: str, weights: Path | None = None) -> tuple[Any, str]:
-    """The model that a command's MODEL names, in eval mode, and its name: a variant, the folder of a training run or
-    one that was exported for the Hub, or a repository of the Hub as OWNER/NAME[@REVISION].
-
-    weights: a file in place of a variant's own. Raises UnknownVariantError for what is none of them.
-    """
-    import timm
-
-    folder = Path(model)
-    if (folder / "config.json").is_file():
-        kind, name = "An exported model", f"local-dir:{model}"
-    elif (folder / "recipe.yaml").is_file():
-        kind, name = "A training run", model
-    elif is_hub_name(model):
-        kind, name = "A repository", f"hf-hub:{_hub_id(model)}"
-    elif folder.is_dir() and (len(folder.parts) > 1 or folder.is_absolute()):
-        raise UnknownVariantError(
-            f"The folder {model} holds neither a training run (recipe.yaml) nor an exported model (config.json); name "
-            "one that does, or a variant."
-        )
-    else:
-        variant = find_variant(model)
-        return load_model(variant, weights), variant.name
-    if weights is not None:
-        raise UnknownVariantError(f"{kind} has its own weights; leave out --weights, or name a variant with them.")
-    if name == model:
-        from zoo.evaluate.runs import load_run
-
-        return load_run(folder).model, model
-    if name.startswith("hf-hub:"):
-        from zoo.weights.hub import hub_file, split_id
-
-        repo, revision = split_id(_hub_id(model))
-        hub_file(repo, "config.json", revision)  # with errors that say what to do; timm finds it in the cache
-    return timm.create_model(name, pretrained=True).eval(), model
-
-
-def is_hub_name(model: str) -> bool:
-    """Whether a command's MODEL is a repository of the Hub, not a folder or a variant."""
-    if model.startswith(_HUB_PREFIXES):
-        return True
-    return model.count("/") == 1 and not model.startswith(("/", ".", "~")) and not Path(model).is_dir()
-
-
-def _hub_id(model: str) -> str:
-    return model.partition(":")[2] if model.startswith(_HUB_PREFIXES) else model
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.cli._app import parse_size, print_table
+from zoo.cli._app import need, parse_size, print_table
 
 
 class Precision(str, enum.Enum):
@@ -19,7 +19,9 @@ class Precision(str, enum.Enum):
 
 
 def eval_pairs(
-    model_or_run: Annotated[str, typer.Argument(help="A two-image model, or the folder of a training run.")],
+    model_or_run: Annotated[
+        str, typer.Argument(help="A two-image variant, the folder of a training run, or OWNER/NAME on the Hub.")
+    ],
     pairs: Annotated[int, typer.Option(min=8, help="Number of held-out scenes.")] = 500,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Of the scenes; default: one that no recipe trains with.")
@@ -33,6 +35,7 @@ def eval_pairs(
 
     Example: zoo eval pairs runs/croco_nano --picture completions.png
     """
+    need("eval", "accelerate", "rich", "skimage", "yaml", *(["matplotlib"] if picture is not None else []))
     from rich.console import Console
 
     from zoo.evaluate import pairs as evaluation
@@ -51,7 +54,9 @@ def eval_pairs(
 
 
 def eval_points(
-    model_or_run: Annotated[str, typer.Argument(help="A pointmap model, or the folder of a training run.")],
+    model_or_run: Annotated[
+        str, typer.Argument(help="A pointmap variant, the folder of a training run, or OWNER/NAME on the Hub.")
+    ],
     data: Annotated[
         Path | None, typer.Option(help="A folder of posed pairs; default: held-out scenes.", exists=True)
     ] = None,
@@ -68,6 +73,7 @@ def eval_points(
 
     Example: zoo eval points runs/dust3r_nano --picture depths.png
     """
+    need("eval", "accelerate", "rich", "yaml", *(["matplotlib"] if picture is not None else []))
     from rich.console import Console
 
     from zoo.evaluate import points as evaluation
@@ -96,13 +102,16 @@ def eval_points(
 
 
 def eval_look(
-    model_or_run: Annotated[str, typer.Argument(help="A two-image model, or the folder of a training run.")],
+    model_or_run: Annotated[
+        str, typer.Argument(help="A two-image variant, the folder of a training run, or OWNER/NAME on the Hub.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pictures.")] = Path("look"),
 ) -> None:
     """Draw what a two-image model has learned: completions, attention, matches and features, before and after.
 
     Example: zoo eval look croco_nano_patch8_64_dec128d4 -o look
     """
+    need("eval", "accelerate", "matplotlib", "rich", "skimage", "yaml")
     from zoo.evaluate.pairs import load_subject
     from zoo.evaluate.pictures import draw_learning
 
@@ -123,6 +132,7 @@ def eval_pretext(
 
     Example: zoo eval pretext runs/pirl_nano --samples 500
     """
+    need("train", "accelerate", "yaml")
     from zoo.evaluate.pretext import evaluate
     from zoo.weights.files import write_json
 
@@ -162,6 +172,7 @@ def eval_ordering(
 
     Example: zoo eval ordering --output docs/3d_ordering.md
     """
+    need("eval", "accelerate", "matplotlib", "rich", "skimage", "sklearn", "yaml")
     from zoo.evaluate import ordering
     from zoo.evaluate.stereo_ordering import read_section, write_section
     from zoo.pictures import save_figure
@@ -217,6 +228,7 @@ def eval_stereo_ordering(
 
     Example: zoo eval stereo-ordering --output docs/3d_ordering.md --jobs 9 --render device
     """
+    need("eval", "accelerate", "cv2", "matplotlib", "rich", "skimage", "yaml")
     from zoo.evaluate import stereo_ordering
     from zoo.pictures import save_figure
     from zoo.weights.files import write_json

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from zoo.cli._app import need
+from zoo.cli._models import load_named
 from zoo.errors import DataError, ImageError, UnknownVariantError
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ def stereo(
 
     Example: zoo stereo left.png right.png -o disparity.png --save disparity.pfm
     """
+    need("demo", "matplotlib")
     import numpy as np
 
     from zoo.geometry.clouds import write_ply
@@ -85,7 +88,7 @@ def stereo(
         raise ImageError("Depth needs the camera's focal length; give --focal in pixels or --fov in degrees.")
     if focal is not None and fov is not None:
         raise ImageError("A focal length and a field of view say the same; give one of --focal and --fov.")
-    net = load_matcher(model, "stereo")
+    net, _ = load_matcher(model, "stereo")
     for job in _progress(jobs, many):
         image, found = _predict(net, job, scale, overlap, tile_batch)
         true = None if job.truth is None else read_truth(job.truth, "stereo")
@@ -129,13 +132,14 @@ def flow(
 
     Example: zoo flow frame1.png frame2.png -o flow.png --save flow.flo
     """
+    need("demo", "matplotlib")
     from zoo.matching import draw_flow
     from zoo.train.data.matching.maps import check_ending, read_truth, write_map
 
     jobs, many = _jobs(image1, image2, truth)
     output = output or Path("flow" if many else "flow.png")
     check_ending("" if save is None else f".{save.rpartition('.')[2]}", "flow")
-    net = load_matcher(model, "flow")
+    net, _ = load_matcher(model, "flow")
     for job in _progress(jobs, many):
         image, found = _predict(net, job, scale, overlap, tile_batch)
         true = None if job.truth is None else read_truth(job.truth, "flow")
@@ -146,28 +150,17 @@ def flow(
             write_map(_place(save, output, job, many), found.flow)
 
 
-def load_matcher(model: str, task: str) -> Any:
-    """The dense two-image model of a variant, a run's folder, or a Hub repository, on a GPU if there is one.
+def load_matcher(model: str, task: str) -> tuple[Any, str]:
+    """The dense two-image model of a variant, a run's folder, or a Hub repository, on a GPU if there is one; its name.
 
     Raises UnknownVariantError (a ValueError) for a model of another kind.
     """
-    import timm
     import torch
 
-    from zoo.lookup import find_variant
-    from zoo.models.croco import DensePairModel
-
-    if Path(model).is_dir():
-        from zoo.evaluate.pairs import load_subject
-
-        net: Any = load_subject(model).model
-    elif "/" in model:
-        net = timm.create_model(f"hf-hub:{model.removeprefix('hf-hub:')}", pretrained=True)
-    else:
-        net = timm.create_model(find_variant(model).name, pretrained=True)
-    if not isinstance(net, DensePairModel) or net.value_channels != {"stereo": 1, "flow": 2}[task]:
-        raise UnknownVariantError(f"{model} predicts no {task}; choose one of `zoo list --form dense` that does.")
-    return net.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    net, name = load_named(model, None, "dense", f"predicts no {task}")
+    if net.value_channels != {"stereo": 1, "flow": 2}[task]:
+        raise UnknownVariantError(f"{name} predicts no {task}; choose one of `zoo list --form dense` that does.")
+    return net.to("cuda" if torch.cuda.is_available() else "cpu"), name
 
 
 def _predict(net: Any, job: Job, scale: float | None, overlap: float | None, tile_batch: int) -> tuple[np.ndarray, Any]:
@@ -307,12 +300,11 @@ def _evaluate(
     limit: int | None,
     tile_batch: int,
 ) -> None:
+    need("eval", "accelerate", "matplotlib")
     from zoo.evaluate import matching as evaluation
-    from zoo.lookup import find_variant
 
     wishes = [evaluation.parse_wish(text) for text in data]
-    net = load_matcher(model, task)
-    name = model if Path(model).is_dir() or "/" in model else find_variant(model).name
+    net, name = load_matcher(model, task)
     result = evaluation.evaluate(net, name, task, wishes, output, overlap, scale, limit, tile_batch)
     if result["sets"]:  # the main process's
         evaluation.print_result(result)

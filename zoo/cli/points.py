@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 from zoo.catalog import DEFAULT_POINTMAPS
-from zoo.cli._app import load_model, print_rows
-from zoo.errors import UnknownVariantError
-from zoo.lookup import find_variant
+from zoo.cli._app import need, print_rows
+from zoo.cli._models import load_named
 
 
 def points(
@@ -23,7 +22,9 @@ def points(
     confidence: Annotated[
         float | None, typer.Option(help="Least confidence of a point; default: the surest four fifths.")
     ] = None,
-    model: Annotated[str, typer.Option(help="A pointmap variant.")] = DEFAULT_POINTMAPS,
+    model: Annotated[
+        str, typer.Option(help="A pointmap variant, the folder of a training run, or OWNER/NAME on the Hub.")
+    ] = DEFAULT_POINTMAPS,
     weights: Annotated[
         Path | None, typer.Option("--weights", help="Weights file to use in place of the published ones.", exists=True)
     ] = None,
@@ -34,6 +35,10 @@ def points(
 
     Example: zoo points left.jpg right.jpg -o cloud.ply --picture view.png
     """
+    if glb:
+        need("points", "trimesh")
+    if picture is not None:
+        need("demo", "matplotlib")
     import torch
 
     from zoo.geometry import write_glb, write_ply
@@ -41,20 +46,16 @@ def points(
     from zoo.points import draw, reconstruct
     from zoo.train.data.matching.maps import write_map
 
-    variant = find_variant(model)
-    if variant.form != "pointmaps":
-        raise UnknownVariantError(
-            f"{variant.name} ({variant.form}) gives no points; choose one of `zoo list --form pointmaps`."
-        )
     if output.suffix.lower() != ".ply":
         raise typer.BadParameter(f"{output} must end in .ply.")
-    net = load_model(variant, weights).to("cuda" if torch.cuda.is_available() else "cpu")
+    net, name = load_named(model, weights, "pointmaps", "gives no points")
+    net.to("cuda" if torch.cuda.is_available() else "cpu")
     found = reconstruct(net, img1, img2, confidence)
     x, y, z = found.center2.tolist()
-    unit = "m" if variant.tag == "metric" else "of unknown units"
+    unit = "m" if name.endswith(".metric") else "of unknown units"
     print_rows(
         [
-            ("model", variant.name),
+            ("model", name),
             ("focal", f"{found.focal1:.0f} pixels of {img1.name}, {found.focal2:.0f} of {img2.name}"),
             ("rotation", f"{found.rotation:.1f} degrees between the cameras"),
             ("camera 2", f"at {x:.3g}, {y:.3g}, {z:.3g} {unit} (right, down, ahead of camera 1)"),
@@ -69,4 +70,4 @@ def points(
             write_map(depth / f"{name}.npy", values.numpy())
         print(depth)
     if picture is not None:
-        print(save_figure(draw(found, variant.name), picture))
+        print(save_figure(draw(found, name), picture))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.cli._app import print_table
+from zoo.cli._app import need, print_table
 
 
 def push(
@@ -38,6 +38,7 @@ def push(
 
     Example: zoo push runs/croco_nano --repo me/croco_nano_rooms --private
     """
+    need("train", "accelerate", "matplotlib", "yaml")
     from zoo import publish
 
     publish.check_repository(repo)

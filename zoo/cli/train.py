@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli._app import print_rows, print_table
+from zoo.cli._app import need, print_rows, print_table
 from zoo.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def train(
 
     Example: zoo train croco_nano --set schedule.length=1000 --output runs/short
     """
+    need("train", "accelerate", "matplotlib", "yaml")
     from zoo.train import build, engine, preview, schedule
 
     run = _load_recipe(recipe, data, settings, init)
@@ -116,6 +117,7 @@ def show_batch(
 
     Example: zoo show-batch croco_nano -o batch.png
     """
+    need("train", "accelerate", "matplotlib", "yaml")
     from zoo.pictures import save_figure
     from zoo.train import preview
 
@@ -150,6 +152,7 @@ def recipes(
 
     Example: zoo recipes crocov2_large
     """
+    need("train", "yaml")
     from zoo.train.recipe import describe_settings, load_recipe, recipe_names, recipe_path
 
     if settings:

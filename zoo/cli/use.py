@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 
 from zoo.catalog import DEFAULT_PAIR
-from zoo.cli._app import load_model, load_named, parse_size
-from zoo.errors import UnknownVariantError
-from zoo.lookup import find_variant
+from zoo.cli._app import need, parse_size
+from zoo.cli._models import load_named
 
 _Weights = Annotated[
     Path | None, typer.Option("--weights", help="Weights file to use in place of the published ones.", exists=True)
@@ -66,7 +65,9 @@ def complete(
     img1: Annotated[Path, typer.Argument(help="The photo to hide and complete.", exists=True, dir_okay=False)],
     img2: Annotated[Path, typer.Argument(help="Another view of the same scene.", exists=True, dir_okay=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write.")],
-    model: Annotated[str, typer.Option(help="A binocular variant.")] = DEFAULT_PAIR,
+    model: Annotated[
+        str, typer.Option(help="A two-image variant, the folder of a training run, or OWNER/NAME on the Hub.")
+    ] = DEFAULT_PAIR,
     mask_ratio: Annotated[float, typer.Option(min=0.05, max=0.99, help="Share of the photo to hide.")] = 0.9,
     seed: Annotated[int, typer.Option(help="Which patches are hidden.")] = 0,
     size: _Size = None,
@@ -76,20 +77,14 @@ def complete(
 
     Example: zoo complete left.jpg right.jpg -o completion.png --mask-ratio 0.75
     """
+    need("demo", "matplotlib")
     from zoo import pictures
 
-    variant = find_variant(model)
-    if variant.form != "binocular":
-        raise UnknownVariantError(
-            f"{variant.name} ({variant.form}) can't complete photos; choose one of `zoo list --form binocular`."
-        )
     img_size = parse_size(size)
-    net = load_model(variant, weights)
+    net, name = load_named(model, weights, "binocular", "can't complete photos")
     hidden, reference = (pictures.to_input(path, net, img_size) for path in (img1, img2))
     row = pictures.picture_completion(net, hidden, reference, "", mask_ratio, seed)
-    figure = pictures.draw_completions(
-        [row], pictures.completion_caption(net), f"{variant.name}, {mask_ratio:.0%} hidden"
-    )
+    figure = pictures.draw_completions([row], pictures.completion_caption(net), f"{name}, {mask_ratio:.0%} hidden")
     print(pictures.save_figure(figure, output))
 
 
@@ -104,6 +99,7 @@ def demo(
 
     Example: zoo demo --output demo
     """
+    need("demo", "matplotlib", "skimage", "cv2")
     from zoo.demo import run_demo
 
     run_demo(output, model, weights)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zoo.catalog import VARIANTS
-from zoo.cli._app import load_model
+from zoo.cli._models import load_model
 from zoo.errors import ArgumentsError, CorruptWeightsError, UnknownVariantError, WeightsUnavailableError
 from zoo.lookup import find_variant
 

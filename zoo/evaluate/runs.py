@@ -17,6 +17,8 @@ from zoo.train.build import make_model
 from zoo.train.recipe import Recipe, load_recipe
 from zoo.weights import files
 
+RECIPE = "recipe.yaml"
+
 
 class TrainedModel(NamedTuple):
     """A model in eval mode, the recipe that it was trained by, the file of its weights, and their step."""
@@ -35,7 +37,7 @@ def load_run(folder: Path, check: Callable[[nn.Module, Recipe], None] = lambda m
 
     Raises RecipeError (a ValueError) or TrainingError (a RuntimeError).
     """
-    recipe = load_recipe(folder / "recipe.yaml")
+    recipe = load_recipe(folder / RECIPE)
     model: Any = make_model(replace(recipe, init=""))  # what it started from may be gone, and is overwritten
     check(model, recipe)
     path, prefix = folder / "model.safetensors", ""

@@ -47,8 +47,8 @@ class Options:
     maps: (C, h, w), not pooled (C,). size: height and width that photos are resized and cropped to, which the
     model is set to; None: the model's.
     batch_size: photos at a time. workers: processes that decode. draft: decode JPEG files at a half, a quarter or an
-    eighth where they stay half as large again as what they are resized to. strict: the first photo that can't be read
-    is an error.
+    eighth where their sides can be divided so and stay half as large again as what they are resized to. strict: the
+    first photo that can't be read is an error.
     """
 
     maps: bool = False

@@ -31,6 +31,18 @@ def split_id(hub_id: str) -> tuple[str, str | None]:
     return repo, revision or None
 
 
+def hub_id_of(name: str) -> str | None:
+    """OWNER/NAME[@REVISION] where `name` means a repository of the Hub, by its prefix "hf-hub:" or its form; else None.
+
+    A folder of that name goes before.
+    """
+    for prefix in ("hf-hub:", "hf_hub:"):
+        if name.startswith(prefix):
+            return name.removeprefix(prefix)
+    is_one = name.count("/") == 1 and not name.startswith(("/", ".", "~")) and not name.endswith("/")
+    return name if is_one and not Path(name).exists() else None
+
+
 def hub_file(
     repo: str, filename: str = HUB_FILENAME, revision: str | None = None, cache_dir: str | Path | None = None
 ) -> Path:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import timm
 
-from zoo.errors import RecipeError
-from zoo.evaluate.runs import load_run
+from zoo.errors import RecipeError, WeightsUnavailableError
+from zoo.evaluate.runs import RECIPE, load_run
 from zoo.lookup import find_variant
 from zoo.models import fetch
 from zoo.models.croco import PairModel
@@ -17,6 +17,7 @@ from zoo.models.pointmaps import PointmapModel
 from zoo.scenes import SceneConfig
 from zoo.train.data.sources import make_source
 from zoo.train.recipe import Recipe, load_recipe
+from zoo.weights.hub import HUB_FILENAME, hub_file, hub_id_of, split_id
 
 
 class Subject(NamedTuple):
@@ -54,14 +55,18 @@ _KINDS: dict[str, tuple[type, str]] = {
 
 
 def load_subject(model_or_run: str, form: str = "binocular") -> Subject:
-    """A pretrained two-image model by its timm name, or the model of a training run by the run's folder.
+    """A pretrained two-image model by its timm name, the model of a training run by the run's folder, or one that was
+    published on the Hub, as OWNER/NAME[@REVISION].
 
     A run that is still going is loaded from its last checkpoint. form: the catalog's, "binocular" or "pointmaps".
 
     Raises UnknownVariantError, RecipeError (ValueErrors) or TrainingError (a RuntimeError).
     """
     folder = Path(model_or_run)
-    return _load_run(folder, form) if folder.is_dir() else _load_pretrained(model_or_run, form)
+    if folder.is_dir():
+        return _load_run(folder, form)
+    hub_id = hub_id_of(model_or_run)
+    return _load_pretrained(model_or_run, form) if hub_id is None else _load_published(hub_id, form)
 
 
 def _load_run(folder: Path, form: str) -> Subject:
@@ -83,3 +88,17 @@ def _load_pretrained(name: str, form: str) -> Subject:
     path = fetch(variant.name)
     model: Any = timm.create_model(variant.name, pretrained=True).eval()
     return Subject(variant.name, model, recipe, path, hashlib.sha256(path.read_bytes()).hexdigest(), None)
+
+
+def _load_published(hub_id: str, form: str) -> Subject:
+    repo, revision = split_id(hub_id)
+    path = hub_file(repo, HUB_FILENAME, revision)
+    model: Any = timm.create_model(f"hf-hub:{hub_id}", pretrained=True).eval()
+    model_cls, refusal = _KINDS[form]
+    if not isinstance(model, model_cls):
+        raise RecipeError(f"{hub_id} {refusal}; name the repository of a {form} model.")
+    try:
+        recipe = load_recipe(hub_file(repo, RECIPE, revision))
+    except WeightsUnavailableError:
+        recipe = None  # of models that were published without a run
+    return Subject(hub_id, model, recipe, path, hashlib.sha256(path.read_bytes()).hexdigest(), None)
