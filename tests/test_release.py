@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 import sysconfig
@@ -15,6 +17,7 @@ import yaml
 
 import zoo
 from tests.support.environment import build
+from zoo.catalog import VARIANTS
 
 ROOT = Path(__file__).parents[1]
 SMOKE = """
@@ -65,6 +68,17 @@ def test_documentation_builds_without_warnings(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "site" / "reference" / "index.html").read_text()
     assert "two-image" in page, "docstrings are in it"
+
+    start = (tmp_path / "site" / "index.html").read_text()
+    assert '<img alt="Disparity of a motorcycle' in start and 'href="assets/site.css"' in start
+    for notebook in (ROOT / "examples").glob("*.ipynb"):
+        assert f'href="examples/{notebook.stem}/"' in start
+        page = (tmp_path / "site" / "examples" / notebook.stem / "index.html").read_text()
+        assert f'href="../{notebook.name}"' in page and "import" in page
+        assert (tmp_path / "site" / "examples" / notebook.name).is_file()
+    found = json.loads((tmp_path / "site" / "search" / "search_index.json").read_text())["docs"]
+    tags = {card["title"]: card["tags"] for card in found if "tags" in card}
+    assert all(tags[variant.name] == re.split("[._]", variant.name) for variant in VARIANTS)
 
 
 def test_versions_agree() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's zoo, installed or not
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's zoo
 import zoo  # noqa: F401  (registers the models)
 from tools.cards.records import CARDS, ROOT, CardError
 from tools.cards.sections import card
-from zoo.catalog import VARIANTS
+from zoo.catalog import VARIANTS, Variant
 
 README = ROOT / "README.md"
 BEGIN, END = "<!-- variants:begin -->", "<!-- variants:end -->"
@@ -64,12 +65,19 @@ def index() -> str:
     return f"# All models\n\n{variants_table('')}\n"
 
 
-def variants_table(folder: str = "model_cards/") -> str:
+def tables() -> list[tuple[str, str, str]]:
+    """Each family's name, what it is, and the table of its variants, with links to their cards."""
+    families = dict.fromkeys(variant.family for variant in VARIANTS)
+    of = {family: [variant for variant in VARIANTS if variant.family == family] for family in families}
+    return [(family, _ABOUT[family], variants_table("model_cards/", variants)) for family, variants in of.items()]
+
+
+def variants_table(folder: str, variants: Sequence[Variant] = VARIANTS) -> str:
     """A row for each variant, with a link to its card."""
     rows = [
         f"| [`{v.name}`]({folder}{v.name}.md) | {v.description} | {v.parameters / 1e6:.1f} M | "
         f"{'x'.join(map(str, v.input_size[1:]))} | {v.license if v.sources else 'no weights'} |"
-        for v in VARIANTS
+        for v in variants
     ]
     head = "| Variant | What it is | Parameters | Input | License of the weights |\n| --- | --- | ---: | --- | --- |"
     return "\n".join([head, *rows])
