@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import Run
 from tests.support.checkpoints import FileServer, convert, reference_state, torch_bytes, variant_of
@@ -255,3 +258,35 @@ def test_no_weights_at_all(tmp_path: Path) -> None:
     with pytest.raises(WeightsUnavailableError):
         read_checkpoint(tmp_path / "none")
     assert not (cache_dir() / "none").exists()
+
+
+def test_nan_is_looked_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By whoever writes the record; without one, or under another's, at each load."""
+    looked: list[int] = []
+    monkeypatch.setattr(files, "is_finite", lambda value, own=files.is_finite: looked.append(1) or own(value))
+    state = timm.create_model("croco_nano_patch8_64").state_dict()
+    state["norm.weight"][0] = math.nan
+    path = tmp_path / f"{NANO}.safetensors"
+    save_safetensors(state, path, {"variant": NANO})
+    files.write_record(path, variant=NANO, kind="file", location="x", source_sha256="")
+    assert looked and files.read_record(path)["not_finite"] == ["norm.weight"]  # type: ignore[index]
+    looked.clear()
+    model = timm.create_model("croco_nano_patch8_64", device="meta")
+    model.load_pretrained(path)
+    assert not looked and "1 tensors of" in caplog.text and "norm.weight" in caplog.text
+    content = json.loads(files.record_path(path).read_text())
+    for spoiled in ({**content, "not_finite": [1]}, {**content, "size": 1}, None):
+        files.record_path(path).unlink()
+        if spoiled is not None:
+            files.record_path(path).write_text(json.dumps(spoiled))
+        looked.clear()
+        model.load_pretrained(path)
+        assert looked
+    path_of_others = tmp_path / "others.safetensors"
+    save_file(load_file(path), path_of_others)  # whose header names no content
+    files.write_record(path_of_others, variant=NANO, kind="file", location="x", source_sha256="")
+    looked.clear()
+    model.load_pretrained(path_of_others)
+    assert looked

@@ -374,11 +374,46 @@ def write_record(path: Path, *, variant: str, kind: str, location: str, source_s
             "source_sha256": source_sha256,
             "sha256": sha256(path),
             "header_sha256": header_digest(path),
+            "not_finite": _not_finite(path),
             "size": path.stat().st_size,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "zoo_version": version,
         },
     )
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity."""
+    # A sum is quick and takes no memory. Of large numbers it may be infinite too: only then all are looked at.
+    return not value.is_floating_point() or bool(value.float().sum().isfinite() or value.float().isfinite().all())
+
+
+def _not_finite(path: Path) -> list[str]:
+    """Names of a file's tensors that hold NaN or infinity, for its record: to look takes longer than to load them."""
+    header = read_header(path)
+    with open_regular(path) as file:
+        buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch wants writable memory
+    names = []
+    for entry in header.entries:
+        if entry.end > entry.start:
+            place, size = header.data + entry.start, entry.end - entry.start
+            flat = torch.frombuffer(buffer, dtype=torch.uint8, offset=place, count=size)
+            if place % entry.dtype.itemsize:  # of another writer, whose header has any length
+                flat = flat.clone()
+            if not is_finite(flat.view(entry.dtype)):
+                names.append(entry.name)
+    return names
+
+
+def recorded_not_finite(path: Path) -> list[str] | None:
+    """What the record of a weights file says of it; None if it says nothing of this very content."""
+    with suppress(CorruptWeightsError):
+        # Without a digest of the content in it, a header may be that of other weights.
+        if record_path(path).is_file() and read_header(path).content is not None:
+            names = check_quick(path).get("not_finite")
+            if type(names) is list and all(type(name) is str for name in names):
+                return names
+    return None
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

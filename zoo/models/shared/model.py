@@ -20,7 +20,7 @@ from zoo.errors import CheckpointMismatchError, ZooError, printable
 from zoo.layers.positions.tables import GridTable
 from zoo.models.shared.ancestry import Ancestor, ancestor_of
 from zoo.models.shared.identify import check_model_state
-from zoo.weights import Checkpoint, KeyRules, without_prefixes
+from zoo.weights import Checkpoint, KeyRules, files, without_prefixes
 
 _logger = logging.getLogger("zoo")
 
@@ -247,13 +247,11 @@ def _fitted(key: str, fit: Callable[[Tensor], Tensor], table: Tensor) -> Tensor:
 
 
 def _warn_of_nan(state: Mapping[str, Tensor], name: str, path: Path) -> None:
-    bad = []
-    for key, value in state.items():
-        # A sum is quick and takes no memory. Of large numbers it may be infinite too: only then all are looked at.
-        if value.is_floating_point() and not value.float().sum().isfinite() and not value.float().isfinite().all():
-            bad.append(printable(key))
+    known = files.recorded_not_finite(path)
+    bad = [key for key, value in state.items() if not files.is_finite(value)] if known is None else known
+    bad = [key for key in bad if key in state]
     if bad:
-        listed = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
+        listed = ", ".join(map(printable, bad[:3])) + (", ..." if len(bad) > 3 else "")
         _logger.warning("%s: %d tensors of %s hold NaN or infinity, such as %s.", name, len(bad), path, listed)
 
 
