@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # this clone's zoo, installed or not
 
 from tools.bench_compare import compare, gflop, seconds  # noqa: E402
+from tools.bench_features import bench_decoding  # noqa: E402
 from tools.bench_matching import bench_stereo_reading, bench_stereo_step, bench_stereo_tiles  # noqa: E402
 from tools.bench_scale import BACKBONES, FULL, HIERA, MASKED, TINY, VIT, VIT_LARGE, Scale  # noqa: E402
 from zoo.layers.masking import take_tokens  # noqa: E402
@@ -362,6 +363,7 @@ BENCHES: dict[str, Callable[[int, Scale], dict[str, Any]]] = {
     "stereo_step": bench_stereo_step,
     "stereo_tiles": bench_stereo_tiles,
     "stereo_reading": bench_stereo_reading,
+    "decoding": bench_decoding,
     "scenes": bench_scenes,
     "cold_start": partial(
         bench_cold_start, variant="crocov2_large_patch16_224_dec768d12.habitat_real", most_seconds=0.8

@@ -275,6 +275,23 @@ def _no_space(descriptor: int) -> None:
     raise OSError(28, "No space left on device")
 
 
+def test_device_memory_too_small(
+    model: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: Callable[[object], None]
+) -> None:
+    forward = extract._forward
+
+    def small(encoder: Any, images: torch.Tensor, maps: bool) -> torch.Tensor:
+        if len(images) > 2:
+            raise torch.OutOfMemoryError
+        return forward(encoder, images, maps)
+
+    monkeypatch.setattr(extract, "_forward", small)
+    with pytest.raises(FeaturesError) as raised:
+        extract_features(model, "nano", [photos], tmp_path / "out", 4, workers=0)
+    reads(raised.value)
+    assert extract_features(model, "nano", [photos], tmp_path / "out", 4, batch_size=2, workers=0).photos == 6
+
+
 def test_two_into_one_folder(model: Any, photos: Path, tmp_path: Path, reads: Callable[[object], None]) -> None:
     from zoo.features.store import Store
 

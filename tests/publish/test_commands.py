@@ -42,6 +42,7 @@ def test_runs_folders_and_repositories(
     net, name = load_named(str(run), form="binocular")
     assert name == str(run) and not net.training
     assert zoo("complete", photo, photo, "-o", tmp_path / "x.png", "--model", REPO)[0] == 0
+    assert load_subject(str(exported)).recipe == load_subject(REPO).recipe
     subject = load_subject(REPO)
     assert subject.name == REPO and subject.recipe is not None and subject.scenes(5).image_size == 16
     for command in (("stereo", photo, photo), ("points", photo, photo)):

@@ -133,6 +133,11 @@ def run(job: Job, model: Any, name: str, options: Options) -> Extracted:
         _check_space(job, store, shape)
         try:
             _make_shards(store, todo, encoder, config, options)
+        except torch.OutOfMemoryError as error:
+            raise FeaturesError(
+                f"The device's memory is too small for {options.batch_size} photos at a time; start the same command "
+                "with a smaller --batch-size, and it goes on."
+            ) from error
         except KeyboardInterrupt:
             done = store.readable + store.unreadable
             _logger.warning("Stopped; %d of %d photos are done, and the same command goes on.", done, len(job.photos))

@@ -55,7 +55,7 @@ _KINDS: dict[str, tuple[type, str]] = {
 
 
 def load_subject(model_or_run: str, form: str = "binocular") -> Subject:
-    """A pretrained two-image model by its timm name, the model of a training run by the run's folder, or one that was
+    """A pretrained two-image model by its timm name, that of a training run or of an exported folder, or one that was
     published on the Hub, as OWNER/NAME[@REVISION].
 
     A run that is still going is loaded from its last checkpoint. form: the catalog's, "binocular" or "pointmaps".
@@ -63,10 +63,19 @@ def load_subject(model_or_run: str, form: str = "binocular") -> Subject:
     Raises UnknownVariantError, RecipeError (ValueErrors) or TrainingError (a RuntimeError).
     """
     folder = Path(model_or_run)
+    if (folder / "config.json").is_file():  # exported for the Hub
+        beside = folder / RECIPE
+        return _load_published(f"local-dir:{folder}", form, folder / HUB_FILENAME, beside if beside.is_file() else None)
     if folder.is_dir():
         return _load_run(folder, form)
-    hub_id = hub_id_of(model_or_run)
-    return _load_pretrained(model_or_run, form) if hub_id is None else _load_published(hub_id, form)
+    if (hub_id := hub_id_of(model_or_run)) is None:
+        return _load_pretrained(model_or_run, form)
+    repo, revision = split_id(hub_id)
+    try:
+        recipe: Path | None = hub_file(repo, RECIPE, revision)
+    except WeightsUnavailableError:
+        recipe = None  # of models that were published without a run
+    return _load_published(f"hf-hub:{hub_id}", form, hub_file(repo, HUB_FILENAME, revision), recipe)
 
 
 def _load_run(folder: Path, form: str) -> Subject:
@@ -90,15 +99,10 @@ def _load_pretrained(name: str, form: str) -> Subject:
     return Subject(variant.name, model, recipe, path, hashlib.sha256(path.read_bytes()).hexdigest(), None)
 
 
-def _load_published(hub_id: str, form: str) -> Subject:
-    repo, revision = split_id(hub_id)
-    path = hub_file(repo, HUB_FILENAME, revision)
-    model: Any = timm.create_model(f"hf-hub:{hub_id}", pretrained=True).eval()
+def _load_published(name: str, form: str, weights: Path, recipe: Path | None) -> Subject:
+    model: Any = timm.create_model(name, pretrained=True).eval()
     model_cls, refusal = _KINDS[form]
     if not isinstance(model, model_cls):
-        raise RecipeError(f"{hub_id} {refusal}; name the repository of a {form} model.")
-    try:
-        recipe = load_recipe(hub_file(repo, RECIPE, revision))
-    except WeightsUnavailableError:
-        recipe = None  # of models that were published without a run
-    return Subject(hub_id, model, recipe, path, hashlib.sha256(path.read_bytes()).hexdigest(), None)
+        raise RecipeError(f"{name} {refusal}; name a {form} model.")
+    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+    return Subject(name.partition(":")[2], model, load_recipe(recipe) if recipe else None, weights, sha256, None)
