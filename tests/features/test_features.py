@@ -196,6 +196,9 @@ def test_strict_ends_at_the_first(model: Any, photos: Path, tmp_path: Path, read
         assert len(open_features(out)) >= 3
         extract_features(model, "nano", [photos], out, 1, workers=0)
     reads(raised.value)
+    with pytest.raises(ImageError):
+        extract_features(model, "nano", [photos], tmp_path / "new", workers=0, strict=True)
+    assert not (tmp_path / "new").exists()  # nothing to go on with
 
 
 def test_no_photo_can_be_read(model: Any, photos: Path, tmp_path: Path, reads: Callable[[object], None]) -> None:
@@ -229,6 +232,7 @@ OUTPUTS = {
     "photos": "holds other files",
     "photos/more": "holds other files",
     "out.npz": "is no place for features",
+    "out\udce9": "is not UTF-8",
     "folder.safetensors": "is no file that could be written",
 }
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from zoo.errors import FeaturesError, ImageError, printable
 from zoo.features.decoding import decoded, normalize
-from zoo.features.listing import find_photos, name_of
+from zoo.features.listing import find_photos, is_unicode, name_of
 from zoo.features.store import UNREADABLE, Store, Unreadable, check_place, unreadable_beside
 from zoo.pictures import input_config
 
@@ -74,6 +74,8 @@ class Job:
                 f"{printable(str(output))} is no place for features; name a .safetensors file, or a folder without an "
                 "ending."
             )
+        if not is_unicode(str(output)):
+            raise FeaturesError(f"The name {printable(str(output))} is not UTF-8; choose another --output.")
         check_place(self.output, self.folder)
         listing = find_photos(images)
         self.photos = listing.photos
@@ -142,6 +144,9 @@ def run(job: Job, model: Any, name: str, options: Options) -> Extracted:
             done = store.readable + store.unreadable
             _logger.warning("Stopped; %d of %d photos are done, and the same command goes on.", done, len(job.photos))
             raise
+        finally:
+            if not store.has_shards():
+                store.remove()
         if not store.readable:
             reason = store.first_reason()
             store.remove()

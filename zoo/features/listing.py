@@ -62,7 +62,7 @@ def name_of(path: str) -> str:
 
 
 def _check_names(photos: list[str]) -> None:
-    odd = {name_of(path): path for path in photos if not _is_unicode(path)}
+    odd = {name_of(path): path for path in photos if not is_unicode(path)}
     if odd and (same := odd.keys() & set(photos)):
         raise ImageError(
             f"Two photos would have the same name in the output, {printable(min(same))}, since one of them isn't "
@@ -70,7 +70,8 @@ def _check_names(photos: list[str]) -> None:
         )
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether a name is UTF-8: other bytes are lone surrogates in Python."""
     try:
         text.encode()
     except UnicodeEncodeError:

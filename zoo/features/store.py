@@ -237,6 +237,9 @@ class Store:
         else:
             beside.unlink(missing_ok=True)
 
+    def has_shards(self) -> bool:
+        return any(_SHARD.fullmatch(path.name) for path in self.folder.iterdir())
+
     def remove(self) -> None:
         """Remove what `zoo features` has written into the folder, and the folder if it is empty then."""
         for path in self.folder.iterdir():
