@@ -54,7 +54,7 @@ def test_published_files(keys: str, variant: str, args: dict[str, Any]) -> None:
 def test_own_files_and_wrapped_ones(tmp_path: Path) -> None:
     pair = f"{NANO}_dec128d4"
     own = state(pair)
-    for wrap in ("", "module._orig_mod."):
+    for wrap in ("", "module._orig_mod.", "backbone.", "net.model."):
         matches, _ = identify(Checkpoint({wrap + key: value for key, value in own.items()}, {}, Path("x")))
         assert (matches[0].architecture, matches[0].prefix, matches[0].left_out) == (pair, wrap, ())
         assert [match.architecture for match in matches if match.left_out][:1] == [NANO]
@@ -74,6 +74,10 @@ def test_unknown_files() -> None:
     assert not matches and nearest is not None and nearest.architecture == NANO
     assert (nearest.missing, nearest.unexpected) == (("norm.weight",), ("extra.weight",))
     assert identify(Checkpoint({}, {}, Path("x"))) == ([], None)
+    wrapped = {f"module.encoder_q.{key}": value for key, value in state(NANO).items()}
+    matches, nearest = identify(Checkpoint(wrapped, {}, Path("x")))
+    assert not matches and nearest is not None
+    assert (nearest.architecture, nearest.share, nearest.prefix) == (NANO, 1.0, "module.encoder_q.")
 
 
 def test_command(zoo: Zoo, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def inspect(
     if found.nearest is not None:
         near = found.nearest
         rows.append(("it is", f"none of the zoo's; most like {near.architecture} ({near.share:.0%} of its tensors)"))
+        rows += [("", f"once {near.prefix} is taken off all names")] if near.prefix else []
         rows += [("", f"lacks: {name}") for name in near.missing]
         rows += [("", f"has besides: {name}") for name in near.unexpected]
         rows += [("", f"other shape: {text}") for text in near.other_shapes]
@@ -67,7 +68,7 @@ def _rows_of(match: Match) -> list[tuple[str, str]]:
         rows = [("it is", f"{' or '.join(sure)}{whole}, {match.known[sure[0]]}")]
         rows += [("", f"its tensors alone may be of {' or '.join(others)} too")] if others else []
     else:
-        rows = [("it is", f"{' or '.join(others)}{whole}")]
+        rows = [("it is", f"{' or '.join(others)}{whole}, by its tensors")]
     if match.prefix:
         rows.append(("", f"behind the prefix {match.prefix}"))
     rows += [("", f"decided by the file: {name}={value!r}") for name, value in match.args.items()]

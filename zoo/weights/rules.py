@@ -322,7 +322,8 @@ def _examples(names: list[str]) -> str:
     return ", ".join(map(printable, names[:3])) + (", ..." if len(names) > 3 else "")
 
 
-_PREFIXES = ("module.", "model.")  # of DistributedDataParallel, and of Lightning's modules
+# of DistributedDataParallel, and as modules around a model call it
+_PREFIXES = ("module.", "model.", "backbone.", "net.")
 _COMPILED = "_orig_mod."  # torch.compile's, wherever a compiled module stands
 
 

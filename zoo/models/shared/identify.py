@@ -45,13 +45,17 @@ class Match:
 
 @dataclass(frozen=True)
 class Nearest:
-    """The architecture that an unknown checkpoint is most like, and the first names that differ."""
+    """The architecture that an unknown checkpoint is most like, and the first names that differ.
+
+    prefix: what all names begin with and would have to be taken off first.
+    """
 
     architecture: str
     share: float
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     other_shapes: tuple[str, ...]
+    prefix: str = ""
 
 
 def identify(checkpoint: Checkpoint, known: Mapping[str, str] | None = None) -> tuple[list[Match], Nearest | None]:
@@ -60,14 +64,20 @@ def identify(checkpoint: Checkpoint, known: Mapping[str, str] | None = None) -> 
     known: variants whose file it is, as far as its tensors are theirs, with how that is known; those come before others
     of the same tensors.
     """
-    known = known or {}
-    matches: list[Match] = []
-    nearest: Nearest | None = None
     if not 0 < len(checkpoint.tensors) <= _MAX_TENSORS:
-        return matches, nearest
+        return [], None
     # shapes tell it all, but for tables of positions, whose values tell their grid
     shapes = {key: value if tells_by_values(key) else value.to("meta") for key, value in checkpoint.tensors.items()}
     checkpoint = replace(checkpoint, tensors=shapes)
+    matches, nearest = _look(checkpoint, known or {})
+    if not matches and nearest is None:
+        nearest = _nearest_below(checkpoint)
+    return matches, nearest
+
+
+def _look(checkpoint: Checkpoint, known: Mapping[str, str]) -> tuple[list[Match], Nearest | None]:
+    matches: list[Match] = []
+    nearest: Nearest | None = None
     compared: dict[Any, Match | Nearest | None] = {}
     for variants in _candidates(checkpoint):
         first = variants[0]
@@ -93,6 +103,25 @@ def identify(checkpoint: Checkpoint, known: Mapping[str, str] | None = None) -> 
             nearest = found
     matches.sort(key=lambda match: (len(match.missing), len(match.left_out), len(match.args), not match.known))
     return _closest(matches), None if matches else nearest
+
+
+def _nearest_below(checkpoint: Checkpoint, words: int = 3) -> Nearest | None:
+    """What a checkpoint is most like once the words, up to this many, that all its names begin with are taken off."""
+    prefix = _common_prefix(checkpoint.tensors)
+    if not prefix or not words:
+        return None
+    shorter = {key.removeprefix(prefix): value for key, value in checkpoint.tensors.items()}
+    matches, nearest = _look(replace(checkpoint, tensors=shorter), {})
+    if matches:
+        nearest = Nearest(matches[0].architecture, 1.0, (), (), ())
+    nearest = nearest or _nearest_below(replace(checkpoint, tensors=shorter), words - 1)
+    return nearest and replace(nearest, prefix=prefix + nearest.prefix)
+
+
+def _common_prefix(names: Iterable[str]) -> str:
+    """The first word of all names, with its dot; "" if they begin differently."""
+    first = {name.partition(".")[0] for name in names if "." in name} | {"" for name in names if "." not in name}
+    return f"{first.pop()}." if len(first) == 1 and "" not in first else ""
 
 
 def _closest(matches: list[Match]) -> list[Match]:
