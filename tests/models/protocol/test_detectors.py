@@ -70,7 +70,7 @@ def test_mask2former(name: str) -> None:
     assert next(encoder.parameters()).grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", ["hivit_nano_patch16_64", "convmae_nano_patch16_64"])
 def test_exporters_of_detectors(name: str, tmp_path: Path) -> None:
     """What they do to a network with our backbone in it: a deep copy, runs to fill its caches, a trace that is not
     strict, and ONNX by tracing, with an open batch (but for ConvMAE, of which that exporter takes the batch for fixed;
