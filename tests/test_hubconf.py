@@ -112,7 +112,7 @@ timm.create_model = lambda name, **kwargs: (name, kwargs)
 print(load("crocov2_base_patch16_224", weights="habitat_real_basedec", img_size=320))
 print(load("crocov2_base_patch16_224.habitat_real_basedec", pretrained=True, img_size=320))
 try:
-    load("croco_nano_patch8_64.scenes", weights="scenes_far")
+    load("croco_nano_patch8_64.scenes_rich", weights="scenes_far")
 except ValueError as error:
     print(error)
 load("crocov2_base_patch16_224", weights="habitat")
@@ -125,7 +125,7 @@ load("crocov2_base_patch16_224", weights="habitat")
     assert tagged == "('crocov2_base_patch16_224.habitat_real_basedec', {'pretrained': True, 'img_size': 320})"
     assert named == tagged
     assert twice == (
-        "croco_nano_patch8_64.scenes names its weights already; give weights= to croco_nano_patch8_64, or "
+        "croco_nano_patch8_64.scenes_rich names its weights already; give weights= to croco_nano_patch8_64, or "
         "pretrained=True here."
     )
     assert output.endswith(
@@ -149,7 +149,7 @@ def test_the_same_package_that_is_imported_already_serves(clone: Path, elsewhere
     output = run(
         f"""
 import sys, timm, zoo
-model = load({NANO!r} + ".scenes", pretrained=True)
+model = load({NANO!r} + ".scenes_far", pretrained=True)
 print(zoo.__file__, sys.modules["zoo"] is zoo, type(model) is type(timm.create_model({NANO!r})))
 """,
         clone,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-from zoo.catalog import RENAMED, VARIANTS, Variant
+from zoo.catalog import RENAMED, RETIRED, VARIANTS, Variant
 from zoo.errors import UnknownVariantError
 
 
@@ -19,6 +19,7 @@ def find_variant(name: str) -> Variant:
     for variant in VARIANTS:
         if name in (variant.name, variant.architecture):
             return variant
+    check_retired(name)
     import difflib  # only for the error, so that `zoo list` starts fast
 
     if len(name) > 200:  # a file's, maybe, of any length
@@ -29,6 +30,12 @@ def find_variant(name: str) -> Variant:
     near = sorted((other for other in known if likeness[other] > 0.6), key=likeness.__getitem__, reverse=True)[:3]
     hint = f"did you mean {' or '.join(near)}?" if near else "`zoo list` prints all of them."
     raise UnknownVariantError(f"The zoo has no variant called '{name}'; {hint}")
+
+
+def check_retired(name: str) -> None:
+    """Raises UnknownVariantError (a ValueError) for a variant that there was once, which says what to take instead."""
+    if name in RETIRED:
+        raise UnknownVariantError(RETIRED[name])
 
 
 def current_name(name: str) -> str:

@@ -168,13 +168,13 @@ def test_files_with_the_same_tensors_are_told_apart(tmp_path: Path) -> None:
 
 def test_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zoo: Zoo) -> None:
     """The header is fetched, and the file only where a server has no parts of it."""
-    body = save(state(NANO), {"variant": f"{NANO}.scenes"})
+    body = save(state(NANO), {"variant": f"{NANO}.scenes_far"})
     with HubServer(tmp_path / "server") as hub:
         hub.patch(monkeypatch, tmp_path / "home")
         commit = hub.add_repo("owner/a.model", {"model.safetensors": body}).refs["main"]
         found = inspect_checkpoint("hf-hub:owner/a.model")
         assert found.repository == f"owner/a.model@{commit}" and found.sha256 == hashlib.sha256(body).hexdigest()
-        assert found.matches[0].known == {f"{NANO}.scenes": "as it says itself"} and found.command() is None
+        assert found.matches[0].known == {f"{NANO}.scenes_far": "as it says itself"} and found.command() is None
         assert [seen.headers["range"] for seen in hub.seen if seen.route == "cdn"] == ["bytes=0-262143"]
         assert not list((tmp_path / "home").rglob("*.safetensors"))
         code, out, _ = zoo("inspect", f"owner/a.model@{commit}")

@@ -26,6 +26,7 @@ from tools import make_cards
 from tools.cards import records, sections
 from zoo import fetch, find_variant
 from zoo.catalog import VARIANTS, Variant
+from zoo.errors import UnknownVariantError
 from zoo.evaluate import pairs
 from zoo.evaluate.pairs import evaluation as evaluation_of_pairs
 from zoo.models.croco import dense
@@ -278,10 +279,13 @@ def _code_blocks(variant: Variant) -> list[str]:
     return re.findall(r"```python\n(.*?)```", sections.card(variant), re.DOTALL)
 
 
-def test_first_small_weights_are_still_the_same() -> None:
-    """The small CroCo's first weights, from which its training went on, keep loading under their own tag."""
-    tags = ("scenes", "scenes_far", "scenes_rich")
-    first, later, newest = (fetch(f"croco_nano_patch8_64_dec128d4.{tag}") for tag in tags)
-    assert sha256(first.read_bytes()).hexdigest() == "f42d11c2d436ef92819205487a004c9c5acc8aa2e2936c79bf17c2f6abd64668"
-    assert load_file(first).keys() == load_file(later).keys() and first.read_bytes() != later.read_bytes()
+def test_small_weights_of_before_are_still_the_same() -> None:
+    """The small CroCo's weights of before keep loading under their own tag, and the first ones say what to take."""
+    before, newest = (fetch(f"croco_nano_patch8_64_dec128d4.{tag}") for tag in ("scenes_far", "scenes_rich"))
+    assert sha256(before.read_bytes()).hexdigest() == "7bddc3b2b1226dbbee4e14639712b8284abcec81ff146546a4a617e669ea22a7"
+    assert load_file(before).keys() == load_file(newest).keys() and before.read_bytes() != newest.read_bytes()
     assert fetch("croco_nano_patch8_64") == newest, "the bare name loads the newest"
+    for name in ("croco_nano_patch8_64_dec128d4.scenes", "croco_nano_patch8_64.scenes"):
+        for load in (fetch, find_variant, timm.create_model):
+            with pytest.raises(UnknownVariantError, match="take croco_nano_patch8_64.*scenes_rich"):
+                load(name)

@@ -23,7 +23,7 @@ def state_of(seed: int = 0) -> dict[str, torch.Tensor]:
     return timm.create_model(NAME).state_dict()
 
 
-def with_record(path: Path, state: dict[str, torch.Tensor], variant: str = NAME + ".scenes") -> Path:
+def with_record(path: Path, state: dict[str, torch.Tensor], variant: str = NAME + ".scenes_far") -> Path:
     save_safetensors(state, path, {"format": "pt", "variant": variant})
     files.write_record(path, variant=variant, kind="file", location="x", source_sha256="")
     return path
@@ -101,7 +101,7 @@ def test_mirror_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_mirror_shares_nothing_with_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model whose weights lie in the cache, and a mirror that somebody writes over."""
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
-    (variant,) = [variant for variant in zoo.catalog.VARIANTS if variant.name == f"{NAME}.scenes"]
+    (variant,) = [variant for variant in zoo.catalog.VARIANTS if variant.name == f"{NAME}.scenes_far"]
     path = with_record(cache_dir() / f"{variant.name}.safetensors", state_of(), variant.name)
     model = load(path)
     before = {key: value.clone() for key, value in model.state_dict().items()}

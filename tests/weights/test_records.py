@@ -23,7 +23,7 @@ from zoo.errors import CheckpointMismatchError, CorruptWeightsError, StorageErro
 from zoo.weights import cached_path, fetch, files, read_checkpoint, save_safetensors, sources, verify
 from zoo.weights.sources import cache_dir
 
-NANO = "croco_nano_patch8_64.scenes"
+NANO = "croco_nano_patch8_64.scenes_far"
 
 
 @pytest.fixture(autouse=True)
@@ -220,7 +220,7 @@ def test_odd_record(tmp_path: Path, what: str, zoo: Run, monkeypatch: pytest.Mon
     code, out, err = zoo("info", NANO)
     assert code == 0 and not err and str(path) in out and "\x1b" not in out
     with pytest.raises(CorruptWeightsError):
-        fetch(replace(variant_of(name=NANO.partition(".")[0]), tag="scenes"), convert)
+        fetch(replace(variant_of(name=NANO.partition(".")[0]), tag="scenes_far"), convert)
 
 
 @pytest.mark.parametrize("what", ["folder", "pipe", "[]"])

@@ -23,6 +23,7 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "RENAMED",
+    "RETIRED",
     "VARIANTS",
     "Metric",
     "Paper",
@@ -56,3 +57,10 @@ RENAMED = {
     "fast_itpn_base_patch16_224.in21k_512": "fast_itpn_base_patch16_224.clipl_in1k_ft_in21k",
 }
 """Former names of architectures and of variants, which load with a warning what they were meant to be."""
+
+RETIRED = {
+    f"{name}.scenes": f"The weights {name}.scenes have left the package; take {name}.scenes_rich, which are better on "
+    "every measure, or make such as they were with `zoo train croco_nano`."
+    for name in ("croco_nano_patch8_64_dec128d4", "croco_nano_patch8_64")
+}
+"""Former variants that nothing is called now, and what is said of them."""

@@ -57,14 +57,9 @@ _ROPE = dict(pos_embed="rope")
 
 _NANO = dict(patch_size=8, embed_dim=192, depth=4, num_heads=3, pos_embed="rope")
 _NANO_DECODER = dict(decoder_dim=128, decoder_depth=4, decoder_num_heads=4)
-_NANO_WEIGHTS = Source("package", "croco_nano_patch8_64_dec128d4.scenes.safetensors", layout="zoo")
-_NANO_TRAINING = (
-    "Procedural scenes rendered on the fly by zoo/scenes, with coarser textures and smaller displacements "
-    "than the renderer's defaults: easier ones, and the held-out scenes of the evaluation are of the same kind."
-)
 _NANO_FAR_WEIGHTS = Source("package", "croco_nano_patch8_64_dec128d4.scenes_far.safetensors", layout="zoo")
 _NANO_FAR_TRAINING = (
-    "Trained on from the weights `croco_nano_patch8_64_dec128d4.scenes`, on procedural scenes with views farther "
+    "Trained on from a run of `croco_nano`, on procedural scenes with views farther "
     "apart: displacements up to a quarter of the width. Textures are still coarser than the renderer's default, and "
     "the held-out scenes of the evaluation are of the same kind."
 )
@@ -152,7 +147,6 @@ _NANO_ENCODER = Variant(
 _NANO_FAR: dict[str, Any] = dict(
     tag="scenes_far", sources=(_NANO_FAR_WEIGHTS,), recipe="croco_nano_far", training=_NANO_FAR_TRAINING
 )
-_NANO_FIRST: dict[str, Any] = dict(tag="scenes", sources=(_NANO_WEIGHTS,), recipe="croco_nano", training=_NANO_TRAINING)
 
 
 def _descendant(
@@ -200,12 +194,6 @@ CROCO = (
         description="Encoder of the small CroCo as a CPU trained it, weights inside the package",
         **_NANO_FAR,
     ),
-    replace(
-        _NANO_PAIR,
-        description="The small CroCo's first weights, with which its training went on, inside the package",
-        **_NANO_FIRST,
-    ),
-    replace(_NANO_ENCODER, description="Encoder of the small CroCo's first weights, inside the package", **_NANO_FIRST),
     Variant(
         architecture="croco_nano_patch8_64_mae",
         tag="",

@@ -126,9 +126,9 @@ def test_leftovers_of_killed_processes(tmp_path: Path) -> None:
 def test_mirror_is_its_owners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_WEIGHTS", str(tmp_path))
     monkeypatch.setattr(sources, "BUNDLED", tmp_path / "none")
-    path = tmp_path / "croco_nano_patch8_64.scenes.safetensors"
-    save_safetensors(nano_state(), path, {"variant": "croco_nano_patch8_64.scenes"})
-    model = timm.create_model("croco_nano_patch8_64.scenes", pretrained=True)
+    path = tmp_path / "croco_nano_patch8_64.scenes_far.safetensors"
+    save_safetensors(nano_state(), path, {"variant": "croco_nano_patch8_64.scenes_far"})
+    model = timm.create_model("croco_nano_patch8_64.scenes_far", pretrained=True)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     os.truncate(path, 100)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

@@ -30,7 +30,7 @@ from torch import nn
 from zoo import weights
 from zoo.catalog import RENAMED, VARIANTS, Variant
 from zoo.errors import ArgumentsError, WeightsUnavailableError
-from zoo.lookup import current_name, find_variant
+from zoo.lookup import check_retired, current_name, find_variant
 from zoo.models.making.arguments import check_arguments, check_config
 from zoo.models.shared.ancestry import Ancestor, published_variant, strictest
 from zoo.models.shared.identify import check_model_state
@@ -106,6 +106,7 @@ def _entrypoint(variants: list[Variant], model_cls: type[ZooModel], module_name:
         if (current := current_name(name)) != name:  # timm's deprecations are of architectures alone
             warnings.warn(f"Mapping deprecated model name {name} to current {current}.", stacklevel=2)
             pretrained_cfg = tag = current.partition(".")[2]
+        check_retired(name)
         variant = next((variant for variant in variants if variant.tag == tag), first)
         return _create(model_cls, variant, pretrained, pretrained_cfg, **kwargs)
 
