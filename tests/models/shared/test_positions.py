@@ -9,11 +9,12 @@ import pytest
 import timm
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.errors import CheckpointMismatchError
 from zoo.layers.positions.relative import RelativeBias
 from zoo.layers.positions.rope import rope_on, rope_table
-from zoo.layers.positions.sincos import SincosPositions, sincos_table
+from zoo.layers.positions.sincos import SincosPositions, _grid_of_values, sincos_table
 from zoo.layers.positions.tables import LearnedPositions, resample_table, stretch_table
 from zoo.models import ZooModel
 from zoo.weights import Checkpoint, save_safetensors
@@ -136,3 +137,30 @@ def test_rotary_tables_are_computed_once_a_grid() -> None:
     with FakeTensorMode():
         assert rope_on(32, 4, 6, 100.0, device) is not first
     assert rope_on(32, 4, 6, 100.0, device) is first
+
+
+def test_tables_that_are_larger_than_their_file(tmp_path: Path) -> None:
+    """One row, repeated for 83,160 places: nothing of that size is made, whichever of its 127 widths it may have."""
+    row = torch.zeros(128)
+    row[32] = 1.0  # every place looks like the beginning of a row
+    table = row.expand(83_160, 128)
+    parts: list[int] = []
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                parts.append(out.untyped_storage().nbytes())
+            return out
+
+    with Watched():
+        assert _grid_of_values(table) is None
+    assert max(parts) < 10_000_000
+    model = timm.create_model("croco_nano_patch8_64_mae", device="meta")
+    state = {key: torch.zeros(value.shape) for key, value in model.state_dict().items()}
+    state["decoder.pos_embed.table"] = row.expand(724, 724, 128)
+    torch.save(state, tmp_path / "own.pth")
+    with pytest.raises(CheckpointMismatchError):
+        model.load_pretrained(tmp_path / "own.pth")
+    rows, columns = 3, 5
+    assert _grid_of_values(sincos_table(128, rows, columns)) == (rows, columns)

@@ -111,13 +111,30 @@ class SincosPositions(GridTable):
 def _grid_of_values(table: Tensor) -> Grid | None:
     """The grid whose sin-cos table a (N, dim) table is; None if it is of none."""
     count, dim = table.shape
-    values = table.cpu().float()
+    table = table.cpu()
     # a row ends where the column's fastest angle is (nearly) a full turn again
-    turns = ((values[:, 0].abs() < 0.01) & (values[:, dim // 4] > 0.99)).nonzero()[:, 0].tolist()
-    tolerance = 1e-4 if table.dtype in (torch.float32, torch.float64) else 1e-2
+    turns = ((table[:, 0].float().abs() < 0.01) & (table[:, dim // 4].float() > 0.99)).nonzero()[:, 0].tolist()
     for width in [*turns[1:], count]:
-        if count % width == 0:
-            height = count // width
-            if torch.allclose(values, sincos_table(dim, height, width), rtol=0, atol=tolerance):
-                return height, width
+        if count % width == 0 and _is_sincos(table, width):
+            return count // width, width
     return None
+
+
+_PART = 1 << 18  # elements that are compared at once
+
+
+def _is_sincos(table: Tensor, width: int) -> bool:
+    """Whether a (N, dim) table is `sincos_table`'s of so many columns. A part at a time, since a file's may be of any
+    size and none: the first place that differs ends it."""
+    count, dim = table.shape
+    tolerance = 1e-4 if table.dtype in (torch.float32, torch.float64) else 1e-2
+    freqs = torch.pow(10000.0, -torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+    start, end = 0, min(16, count)  # a few first: most tables are told by them
+    while start < end:
+        places = torch.arange(start, end, dtype=torch.float64)
+        angles = [axis[:, None] * freqs for axis in (places % width, places.div(width, rounding_mode="floor"))]
+        expected = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
+        if not torch.allclose(table[start:end].float(), expected, rtol=0, atol=tolerance):
+            return False
+        start, end = end, min(end + max(1, _PART // dim), count)
+    return True

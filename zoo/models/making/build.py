@@ -266,6 +266,8 @@ def _check_published(architecture: str, pretrained_cfg: Any, kwargs: dict[str, A
     where = f"The config.json of {place}"
     check_config(cfg, where)
     theirs = kwargs.get("pretrained_model_args") or {}
+    for name in [name for name, value in theirs.items() if value is None and name in kwargs and kwargs[name] is None]:
+        del kwargs[name]  # which stands for the default in timm's own configs
     check_arguments(architecture, {name: value for name, value in theirs.items() if kwargs.get(name) is value}, where)
     return cfg
 

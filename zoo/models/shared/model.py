@@ -234,8 +234,15 @@ class ZooModel(nn.Module):
         return keys
 
 
+_MOST_REPEATED = 1 << 22
+"""Numbers of a table of positions that are one, repeated; a table of 64 x 64 patches and 1,024 channels has as many."""
+
+
 def _fitted(key: str, fit: Callable[[Tensor], Tensor], table: Tensor) -> Tensor:
-    """A checkpoint's table of positions as the model wants it; what is no table stays, to be told by its shape."""
+    """A checkpoint's table of positions as the model wants it; what is no table stays, to be told by its shape, and so
+    does one of which less is stored than it says: resampling would make all of it."""
+    if table.numel() * table.element_size() > table.untyped_storage().nbytes() and table.numel() > _MOST_REPEATED:
+        return table
     try:
         return fit(table)
     except ZooError:
