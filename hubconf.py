@@ -18,6 +18,7 @@ import json
 import os
 import re
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -184,6 +185,8 @@ def _create_published(
         ) from error
     if theirs != architecture:
         raise errors.CheckpointMismatchError(f"{name} is a {theirs}, not a {architecture}; load it by that name.")
+    making = importlib.import_module("zoo.models.making.arguments")
+    making.check_config_file(Path(config), f"The config.json of {name}")
     return importlib.import_module("timm").create_model(name, pretrained=True, **kwargs)
 
 

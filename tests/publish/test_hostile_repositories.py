@@ -15,6 +15,7 @@ import hubconf
 from tests.support.hub_server import HubServer
 from tests.support.publishing import ENCODER, REPO, same, tiny
 from zoo import publish
+from zoo.cli._models import load_named
 from zoo.errors import ArgumentsError, PublishError
 from zoo.weights import save_safetensors
 
@@ -91,6 +92,43 @@ def test_a_config_describes_a_model_in_measure(
     if pretrained:
         with pytest.raises(PublishError, match="would not load back"):
             publish.check_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "value"),
+    [
+        ("", "model_args", [["depth", 1]]),
+        ("", "model_args", "depth"),
+        ("", "pretrained_cfg", [1]),
+        ("", "pretrained_cfg", None),
+        ("", "num_classes", {"a": 1}),
+        ("pretrained_cfg", "unheard_of", 1),
+        ("pretrained_cfg", "test_input_size", 7),
+        ("pretrained_cfg", "min_input_size", [3, -1, 16]),
+        ("pretrained_cfg", "input_size", {}),
+        ("model_args", "img_size", 1.5),
+        ("model_args", "img_size", {"height": 16}),
+    ],
+)
+def test_our_own_ways_tell_what_timm_stumbles_over(published: Any, place: str, key: str, value: Any) -> None:
+    _, change, folder = published
+    change(place, key, value)
+    for load in (
+        lambda: getattr(hubconf, ENCODER)(weights=REPO),
+        lambda: getattr(hubconf, ENCODER)(weights=str(folder)),
+        lambda: load_named(REPO),
+        lambda: load_named(str(folder)),
+    ):
+        with pytest.raises(ArgumentsError, match=f"^The config.json of .*{key}"):
+            load()
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"\x80", b"{" * 100_000, b"null"])
+def test_a_config_that_is_none(published: Any, text: bytes) -> None:
+    *_, folder = published
+    (folder / "config.json").write_bytes(text)
+    with pytest.raises(ArgumentsError, match="is no JSON of a model"):
+        load_named(str(folder))
 
 
 def test_what_the_caller_says_is_the_callers(published: Any) -> None:

@@ -28,11 +28,12 @@ def load_named(model: str, weights: Path | None = None, form: str | None = None,
     """
     import timm
 
+    from zoo.models.making.arguments import check_config_file
     from zoo.weights.hub import hub_file, hub_id_of, split_id
 
     folder, net, hub_id = Path(model), None, None
     if (folder / "config.json").is_file():
-        kind, timm_name = "An exported model", f"local-dir:{model}"
+        kind, timm_name, config = "An exported model", f"local-dir:{model}", folder / "config.json"
     elif (folder / "recipe.yaml").is_file():
         kind, timm_name = "A training run", ""
     elif folder.is_dir() and (len(folder.parts) > 1 or folder.is_absolute()):
@@ -56,10 +57,12 @@ def load_named(model: str, weights: Path | None = None, form: str | None = None,
         net = load_run(folder).model
     elif hub_id is not None:
         try:  # with errors that say what to do; timm finds it in the cache
-            hub_file(split_id(hub_id)[0], "config.json", split_id(hub_id)[1])
+            config = hub_file(split_id(hub_id)[0], "config.json", split_id(hub_id)[1])
         except WeightsUnavailableError as error:
             raise WeightsUnavailableError(f"{model} is no folder here, and on the Hub: {error}") from error
-    net = net or timm.create_model(timm_name, pretrained=True).eval()
+    if net is None:
+        check_config_file(config, f"The config.json of {model}")
+        net = timm.create_model(timm_name, pretrained=True).eval()
     if form is not None and not _is_of_form(net, form):
         raise _of_another_form(model, form, lacks)
     return net, model

@@ -11,15 +11,19 @@ import math
 import re
 import reprlib
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import timm
 import timm.models
 import torch
+from timm.models import PretrainedCfg
 
-from zoo.errors import ArgumentsError, ZooError
+from zoo.errors import ArgumentsError, CorruptWeightsError, ZooError
 from zoo.models.shared.registry import BUILDERS, MODEL_CLASSES
+from zoo.weights import files
 
 MAX_CLASSES = 100_000
 """Classes that a file may ask for; ImageNet-21K has 21,841."""
@@ -152,9 +156,10 @@ def check_config(cfg: Mapping[str, Any], where: str) -> None:
 
     timm makes arguments of num_classes, global_pool and input_size where model_args have none.
     """
-    size = cfg.get("input_size")
-    if size is not None and not (_several(_side)(size) and len(size) == 3):
-        raise ArgumentsError(f"{where} has input_size: {_shown(size)}, which no model can have; correct it.")
+    for name in ("input_size", "test_input_size", "min_input_size"):
+        size = cfg.get(name)
+        if size is not None and not (_several(_side)(size) and len(size) == 3):
+            raise ArgumentsError(f"{where} has {name}: {_shown(size)}, which no model can have; correct it.")
     for name in ("num_classes", "global_pool"):
         if cfg.get(name) is not None and not ARGUMENTS[name](cfg[name]):
             raise ArgumentsError(f"{where} has {name}: {_shown(cfg[name])}, which no model can have; correct it.")
@@ -164,6 +169,39 @@ def check_config(cfg: Mapping[str, Any], where: str) -> None:
     for name, low in (("mean", -1e3), ("std", 1e-6)):
         if cfg.get(name) is not None and not _several(_number(low, 1e3), 256)(cfg[name]):
             raise ArgumentsError(f"{where} has {name}: {_shown(cfg[name])}, which normalizes nothing; correct it.")
+
+
+def check_config_file(path: Path, where: str) -> None:
+    """Raise ArgumentsError (a ValueError) unless timm can take a published model's config.json for what it is.
+
+    timm reads it before any of our code is asked, and stumbles over what is of another kind than it expects. For ways
+    to a model that are ours. where: what names the file, for the error.
+    """
+    try:
+        config = files.read_json(path)
+    except CorruptWeightsError as error:
+        raise ArgumentsError(
+            f"{where} is no JSON of a model ({error.__cause__ or 'no mapping'}); correct it."
+        ) from error
+    if config is None:
+        raise ArgumentsError(f"{where} isn't there; export the model anew.")
+    cfg = config.get("pretrained_cfg", {})
+    for name, value in (("pretrained_cfg", cfg), ("model_args", config.get("model_args", {}))):
+        if not isinstance(value, dict):
+            raise ArgumentsError(f"{where} has {name}: {_shown(value)}, which is no mapping of names; correct it.")
+    if not isinstance(config.get("architecture", cfg.get("architecture")), str):
+        raise ArgumentsError(f"{where} names no architecture; export the model anew.")
+    known = {field.name for field in fields(PretrainedCfg)}
+    if unknown := [key for key in cfg if key not in known]:
+        raise ArgumentsError(
+            f"{where} has {_shown(unknown[0])} in pretrained_cfg, which timm {timm.__version__} doesn't know; take it "
+            "out, or use the timm that wrote it."
+        )
+    named = {key: config[key] for key in ("num_classes", "global_pool") if key in config}
+    check_config(cfg | named, where)
+    size = config.get("model_args", {}).get("img_size")
+    if size is not None and not _size(size):
+        raise ArgumentsError(f"{where} has img_size: {_shown(size)}, which no model can have; correct it.")
 
 
 @cache
