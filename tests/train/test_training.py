@@ -175,7 +175,7 @@ def test_other_settings_are_refused(reference_run: Path) -> None:
 
 
 def test_divergence_stops(tmp_path: Path) -> None:
-    recipe = tiny(**{"optimizer.lr": 1e30, "optimizer.clip_grad": None, "schedule.warmup": 0})
+    recipe = tiny(**{"optimizer.lr": 1e4, "optimizer.clip_grad": None, "schedule.warmup": 0})
     with pytest.raises(DivergedError, match=r"at step \d of 8, learning rate .* lower learning rate"):
         train(recipe, tmp_path, workers=0, progress=False)
 
@@ -264,7 +264,7 @@ def test_published_schedules() -> None:
         ({"optimizer.lr": "fast"}, "lr: 'fast'"),
         ({"batch_size": 2.5}, "batch_size: 2.5"),
         ({"schedule": 3}, "schedule: 3"),
-        ({"log_steps": 0}, "at least 1"),
+        ({"log_steps": 0}, "from 1 to"),
     ],
 )
 def test_wrong_recipes(changes: dict, message: str) -> None:
@@ -279,7 +279,7 @@ def test_unknown_names(tmp_path: Path) -> None:
         make_objective(tiny(model="croco_nano_patch8_64_dec"))
     with pytest.raises(RecipeError, match="cross_view_completion"):
         make_objective(tiny(**{"objective.name": "guess"}))
-    with pytest.raises(RecipeError, match="don't fit"):
+    with pytest.raises(RecipeError, match="mask_share; known are mask_ratio"):
         make_objective(tiny(**{"objective.mask_share": 0.5}))
     with pytest.raises(RecipeError, match="don't fit"):
         make_objective(tiny(model_args=dict(width=3)))

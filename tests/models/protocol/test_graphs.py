@@ -18,10 +18,14 @@ from zoo.catalog import VARIANTS
 ENCODERS = {variant.architecture: variant for variant in VARIANTS if variant.form == "encoder"}
 
 
+def is_resnet(name: str) -> bool:
+    return "resnet" in name or "layers" in ENCODERS[name].args
+
+
 def shallow(name: str, **more: Any) -> dict[str, Any]:
     """Arguments that leave the kinds of layers and make few and narrow ones."""
     args = ENCODERS[name].args
-    if "layers" in args or "resnet" in name:
+    if is_resnet(name):
         return dict(layers=(1, 1, 1, 1), channels=(16, 16, 16, 16), **more)
     if isinstance(args.get("embed_dim"), int):
         more = dict(embed_dim=64, num_heads=2) | more
@@ -31,7 +35,7 @@ def shallow(name: str, **more: Any) -> dict[str, Any]:
 def make(name: str, **more: Any) -> Any:
     torch.manual_seed(0)
     p = ENCODERS[name].args.get("patch_size", 16)
-    if "resnet" not in name:
+    if not is_resnet(name):
         more = dict(img_size=(4 * p, 4 * p), dynamic_img_size=True) | more
     return timm.create_model(name, **shallow(name, **more)).eval()
 
@@ -81,7 +85,7 @@ def test_script(name: str) -> None:
     loaded = torch.jit.load(buffer)
     for x in (images(name, 4, 4), images(name, 3, 5)):
         close(loaded(x), model(x))
-    if "resnet" not in name:
+    if not is_resnet(name):
         fixed = torch.jit.script(make(name, dynamic_img_size=False))
         with pytest.raises(torch.jit.Error, match="dynamic_img_size=True"):
             fixed(images(name, 3, 5))
