@@ -101,7 +101,7 @@ def _entry_point(architecture: str) -> Callable[..., nn.Module]:
         if os.path.isdir(path):
             return _create_published(architecture, f"local-dir:{path}", os.path.join(path, "config.json"), kwargs)
         if _REPOSITORY.fullmatch(path) and not path.endswith(_SUFFIXES):
-            hub = importlib.import_module("zoo.weights.hub")
+            hub = importlib.import_module("zoo.weights.network.hub")
             repo, revision = hub.split_id(path)
             config = hub.hub_file(repo, "config.json", revision)
             if _is_dust3rs(config):

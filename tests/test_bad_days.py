@@ -20,8 +20,8 @@ from zoo.errors import RecipeError, StorageError, ZooError
 from zoo.train.objectives.teachers import make_teacher
 from zoo.train.recipe import load_recipe
 from zoo.weights import save_safetensors
-from zoo.weights.download import download
-from zoo.weights.hub import explain, hub_file
+from zoo.weights.network.download import download
+from zoo.weights.network.hub import explain, hub_file
 
 PAIR = "croco_nano_patch8_64_dec128d4"
 

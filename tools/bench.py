@@ -42,7 +42,8 @@ from zoo.layers.masking import take_tokens  # noqa: E402
 from zoo.scenes import SceneConfig, sample_scene  # noqa: E402
 from zoo.scenes.render import render_views  # noqa: E402
 from zoo.scenes.torch import render as scenes_torch  # noqa: E402
-from zoo.weights import files, save_safetensors  # noqa: E402
+from zoo.weights import save_safetensors  # noqa: E402
+from zoo.weights.disk import files  # noqa: E402
 
 THREADS = 2
 

@@ -38,7 +38,8 @@ from zoo.matching import draw_stereo
 from zoo.pictures import save_figure
 from zoo.train.recipe import load_recipe
 from zoo.train.run import read_log
-from zoo.weights import files, sources
+from zoo.weights import sources
+from zoo.weights.disk import files
 
 ROOT = Path(__file__).parents[1]
 LAST_STEPS = 200  # whose mean is "the loss at the end": that of a single one is noise

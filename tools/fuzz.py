@@ -82,7 +82,8 @@ def _file() -> Callable[[bytes], None]:
 
 
 def _header() -> Callable[[bytes], None]:
-    from zoo.weights import files, read_checkpoint
+    from zoo.weights import read_checkpoint
+    from zoo.weights.disk import files
 
     def read(path: Path) -> None:
         files.header_digest(path)
@@ -104,7 +105,7 @@ def _config() -> Callable[[bytes], None]:
     from zoo.errors import CorruptWeightsError
     from zoo.models.making.arguments import check_arguments
     from zoo.models.making.reference_settings import parse_constructor
-    from zoo.weights import files
+    from zoo.weights.disk import files
 
     def read(path: Path) -> None:
         content = files.read_json(path) or {}
@@ -130,7 +131,7 @@ INSTRUMENTED = {
     "file": ["zoo.weights"],
     "header": ["zoo.weights"],
     "recipe": ["zoo.train.recipe", "zoo.train.plain_yaml", "zoo.models.making.arguments"],
-    "config": ["zoo.weights.files", "zoo.models.making.arguments", "zoo.models.making.reference_settings"],
+    "config": ["zoo.weights.disk.files", "zoo.models.making.arguments", "zoo.models.making.reference_settings"],
 }
 
 

@@ -32,7 +32,7 @@ from zoo.train.preview import fit_to_time
 from zoo.train.recipe import load_recipe
 from zoo.train.run import read_log
 from zoo.weights import save_safetensors
-from zoo.weights.files import write_json
+from zoo.weights.disk.files import write_json
 
 START = 5.0  # seconds that a process needs on a GPU before it computes
 GRACE = 10.0  # seconds that a training has for stopping

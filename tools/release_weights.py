@@ -31,8 +31,9 @@ from zoo.catalog import VARIANTS, Variant
 from zoo.errors import CorruptWeightsError, PublishError, ZooError
 from zoo.models import ZooModel, fetch
 from zoo.train.recipe import recipe_path
-from zoo.weights import files, sources
-from zoo.weights.hub import HUB_FILENAME
+from zoo.weights import sources
+from zoo.weights.disk import files
+from zoo.weights.network.hub import HUB_FILENAME
 
 
 def release(variant: Variant, org: str, folder: Path) -> dict[str, str]:

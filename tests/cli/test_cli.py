@@ -23,7 +23,8 @@ from tests.conftest import Run
 from zoo import cli
 from zoo.catalog import VARIANTS
 from zoo.pictures import to_input
-from zoo.weights import files, save_safetensors, verify
+from zoo.weights import save_safetensors, verify
+from zoo.weights.disk import files
 
 try:
     import tomllib

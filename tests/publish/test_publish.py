@@ -26,7 +26,7 @@ from zoo.errors import PublishError, ZooError
 from zoo.models import Ancestor, ZooModel
 from zoo.train.recipe import load_recipe
 from zoo.weights import sources
-from zoo.weights.files import sha256
+from zoo.weights.disk.files import sha256
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>'")
 

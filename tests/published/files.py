@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tests.support.checkpoints import foreign_object
 from zoo.catalog import Source
-from zoo.weights import files
+from zoo.weights.disk import files
 
 KEYS = Path(__file__).parents[1] / "upstream_keys"
 

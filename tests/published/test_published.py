@@ -21,8 +21,9 @@ from zoo.models.itpn import ITPNClip
 from zoo.models.shared import model as shared_model
 from zoo.models.shared.masked import MaskedAutoencoder
 from zoo.train.recipe import load_recipe
-from zoo.weights import authors, cached_path, files, sources
-from zoo.weights import download as download_module
+from zoo.weights import authors, cached_path, sources
+from zoo.weights.disk import files
+from zoo.weights.network import download as download_module
 
 REMOTE = [variant for variant in VARIANTS if any(source.kind != "package" for source in variant.sources)]
 

@@ -17,8 +17,9 @@ from typing import Any
 
 from tests.support.checkpoints import convert, variant_of
 from zoo.catalog import Source
-from zoo.weights import cache_dir, cached_path, fetch, files, sources, verify
-from zoo.weights import download as download_module
+from zoo.weights import cache_dir, cached_path, fetch, sources, verify
+from zoo.weights.disk import files
+from zoo.weights.network import download as download_module
 
 PHASES = {"downloading": 0.06, "converting": 0.03, "writing": 0.05}  # about as many seconds each
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants as hub_constants
 
-from zoo.weights import download as download_module
 from zoo.weights import sources
+from zoo.weights.network import download as download_module
 
 
 @pytest.fixture

@@ -20,8 +20,9 @@ from tests.support.hub_server import HubServer
 from zoo import weights
 from zoo.catalog import Source
 from zoo.errors import CheckpointMismatchError, CorruptWeightsError, WeightsUnavailableError
-from zoo.weights import Checkpoint, files, save_safetensors
+from zoo.weights import Checkpoint, save_safetensors
 from zoo.weights.authors import fetch_from_authors
+from zoo.weights.disk import files
 
 REPO = "naver/DUSt3R_test"
 NANO = "dust3r_nano_patch8_64"

@@ -15,8 +15,8 @@ import pytest
 
 from tests.support.checkpoints import FileServer, Reply
 from zoo.errors import DownloadError, StorageError
-from zoo.weights import download as download_module
-from zoo.weights.download import download
+from zoo.weights.network import download as download_module
+from zoo.weights.network.download import download
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 

@@ -16,7 +16,7 @@ from tests.support.checkpoints import RULES, FileServer, Reply, convert, referen
 from zoo.catalog import Source
 from zoo.errors import WeightsUnavailableError
 from zoo.weights import cache_dir, cached_path, fetch, source_of, sources, verify
-from zoo.weights import download as download_module
+from zoo.weights.network import download as download_module
 
 ID = "1AbCdEfGhIjKlMnOpQrStUvWxYz012345"
 PATH = f"/uc?id={ID}"

@@ -27,7 +27,8 @@ from tests.support.checkpoints import (
 )
 from zoo.catalog import Source
 from zoo.errors import CheckpointMismatchError, CorruptWeightsError, WeightsUnavailableError
-from zoo.weights import cache_dir, cached_path, fetch, files, save_safetensors, source_of, sources, verify
+from zoo.weights import cache_dir, cached_path, fetch, save_safetensors, source_of, sources, verify
+from zoo.weights.disk import files
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 

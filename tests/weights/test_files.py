@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from tests.support.checkpoints import assert_same, reference_state
 from zoo.errors import CorruptWeightsError, StorageError
-from zoo.weights import files, read_checkpoint, save_safetensors
+from zoo.weights import read_checkpoint, save_safetensors
+from zoo.weights.disk import files
 
 
 def test_save_is_deterministic_and_atomic(tmp_path: Path) -> None:

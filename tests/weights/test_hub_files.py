@@ -14,7 +14,7 @@ from huggingface_hub.utils import _http
 
 from tests.support.hub_server import Fault, HubServer
 from zoo.errors import CorruptWeightsError, DownloadError, WeightsUnavailableError
-from zoo.weights.hub import hub_file, split_id
+from zoo.weights.network.hub import hub_file, split_id
 
 REPO, BODY = "owner/model", bytes(range(256)) * 20
 

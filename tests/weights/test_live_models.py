@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 import zoo
-from zoo.weights import cache_dir, files, save_safetensors, sources
+from zoo.weights import cache_dir, save_safetensors, sources
+from zoo.weights.disk import files
 from zoo.weights.mirror import mirror
 
 NAME = "croco_nano_patch8_64"

@@ -25,9 +25,10 @@ from tests.support.checkpoints import RULES, FileServer, Reply, convert, referen
 from zoo import cli
 from zoo.catalog import Source, Variant
 from zoo.errors import StorageError
-from zoo.weights import download as download_module
-from zoo.weights import fetch, files, sources, verify
+from zoo.weights import fetch, sources, verify
+from zoo.weights.disk import files
 from zoo.weights.mirror import Mirrored, mirror
+from zoo.weights.network import download as download_module
 
 ROOT = Path(__file__).parents[2]
 STATES = {f"/{name}.pth": reference_state(seed, 32) for seed, name in enumerate("abc")}

@@ -20,7 +20,8 @@ from tests.conftest import Run
 from tests.support.checkpoints import FileServer, convert, reference_state, torch_bytes, variant_of
 from zoo.catalog import Source
 from zoo.errors import CheckpointMismatchError, CorruptWeightsError, StorageError, WeightsUnavailableError, ZooError
-from zoo.weights import cached_path, fetch, files, read_checkpoint, save_safetensors, sources, verify
+from zoo.weights import cached_path, fetch, read_checkpoint, save_safetensors, sources, verify
+from zoo.weights.disk import files
 from zoo.weights.sources import cache_dir
 
 NANO = "croco_nano_patch8_64.scenes_far"
@@ -119,7 +120,7 @@ def test_download_of_another_source() -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from zoo.weights.files import atomic_writer
+from zoo.weights.disk.files import atomic_writer
 with atomic_writer(Path(sys.argv[1])) as file:
     file.write(bytes(1_000_000))
     file.flush()

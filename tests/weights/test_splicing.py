@@ -14,8 +14,8 @@ from huggingface_hub.utils import hf_raise_for_status
 
 from tests.support.checkpoints import FileServer, Reply
 from zoo.errors import DownloadError, StorageError
-from zoo.weights.download import download
-from zoo.weights.hub import explain
+from zoo.weights.network.download import download
+from zoo.weights.network.hub import explain
 
 OLD, NEW = b"a" * 50_000, b"b" * 50_000
 

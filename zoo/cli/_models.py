@@ -29,7 +29,7 @@ def load_named(model: str, weights: Path | None = None, form: str | None = None,
     import timm
 
     from zoo.models.making.arguments import check_config_file
-    from zoo.weights.hub import hub_file, hub_id_of, split_id
+    from zoo.weights.network.hub import hub_file, hub_id_of, split_id
 
     folder, net, hub_id = Path(model), None, None
     if (folder / "config.json").is_file():

@@ -40,7 +40,7 @@ def eval_pairs(
 
     from zoo.evaluate import pairs as evaluation
     from zoo.pictures import save_figure
-    from zoo.weights.files import write_json
+    from zoo.weights.disk.files import write_json
 
     subject = evaluation.load_subject(model_or_run)
     with Console(stderr=True).status(f"evaluating {subject.name}, about a minute for a small model"):
@@ -79,7 +79,7 @@ def eval_points(
     from zoo.evaluate import points as evaluation
     from zoo.evaluate.pairs.subject import load_subject
     from zoo.pictures import save_figure
-    from zoo.weights.files import write_json
+    from zoo.weights.disk.files import write_json
 
     subject = load_subject(model_or_run, "pointmaps")
     seed = evaluation.HELD_OUT_SEED if seed is None else seed
@@ -134,7 +134,7 @@ def eval_pretext(
     """
     need("train", "accelerate", "yaml")
     from zoo.evaluate.pretext import evaluate
-    from zoo.weights.files import write_json
+    from zoo.weights.disk.files import write_json
 
     result = evaluate(run, samples)
     write_json(output or run / "evaluation.json", result)
@@ -176,7 +176,7 @@ def eval_ordering(
     from zoo.evaluate import ordering
     from zoo.evaluate.stereo_ordering import read_section, write_section
     from zoo.pictures import save_figure
-    from zoo.weights.files import atomic_writer, write_json
+    from zoo.weights.disk.files import atomic_writer, write_json
 
     options = f"--steps {steps} --seeds {seeds} --flow-steps {flow_steps} --precision {precision.value}"
     command = f"zoo eval ordering {options} --runs {runs} --kind {kind.value} --output {output}"
@@ -231,7 +231,7 @@ def eval_stereo_ordering(
     need("eval", "accelerate", "cv2", "matplotlib", "rich", "skimage", "yaml")
     from zoo.evaluate import stereo_ordering
     from zoo.pictures import save_figure
-    from zoo.weights.files import write_json
+    from zoo.weights.disk.files import write_json
 
     image_size = parse_size(size)
     assert image_size is not None

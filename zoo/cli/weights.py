@@ -33,7 +33,7 @@ def convert(
     """
     from zoo import weights
     from zoo.models import convert_checkpoint
-    from zoo.weights import files
+    from zoo.weights.disk import files
 
     entry = find_variant(variant)
     state, metadata = convert_checkpoint(entry, weights.read_checkpoint(checkpoint))
@@ -69,7 +69,7 @@ def export(
     import torch
 
     from zoo import weights
-    from zoo.weights import files
+    from zoo.weights.disk import files
 
     if output.suffix not in (".pth", ".pt", ".safetensors"):
         raise typer.BadParameter(f"{output} must end in .pth, .pt or .safetensors.")

@@ -52,7 +52,7 @@ from zoo.train.curriculum import scaled
 from zoo.train.data.sources import make_source
 from zoo.train.recipe import Recipe, load_recipe
 from zoo.train.run import read_log
-from zoo.weights.files import write_json
+from zoo.weights.disk.files import write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,7 @@ from torch import nn
 from zoo.errors import TrainingError
 from zoo.train.build import make_model
 from zoo.train.recipe import Recipe, load_recipe
-from zoo.weights import files
+from zoo.weights.disk import files
 
 RECIPE = "recipe.yaml"
 

@@ -38,7 +38,7 @@ from zoo.train.objectives.dense.metrics import SetMetrics
 from zoo.train.recipe import Recipe, load_recipe
 from zoo.train.run import read_log
 from zoo.weights import save_safetensors
-from zoo.weights.files import atomic_writer, write_json
+from zoo.weights.disk.files import atomic_writer, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

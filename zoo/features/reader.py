@@ -17,7 +17,7 @@ from torch import Tensor
 
 from zoo.errors import FeaturesError, ZooError, printable
 from zoo.features.store import INDEX, TENSOR, UNREADABLE, shard_name, unreadable_beside
-from zoo.weights import files
+from zoo.weights.disk import files
 
 
 def open_features(path: str | Path) -> Features:

@@ -24,7 +24,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from zoo.errors import CorruptWeightsError, FeaturesError, StorageError, printable
-from zoo.weights import files, save_safetensors
+from zoo.weights import save_safetensors
+from zoo.weights.disk import files
 
 INDEX, LOCK, UNREADABLE = "index.json", "features.lock", "unreadable.jsonl"
 TENSOR = "features"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import GeometryError
-from zoo.weights.files import atomic_writer
+from zoo.weights.disk.files import atomic_writer
 
 
 def point_cloud(

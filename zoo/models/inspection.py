@@ -13,9 +13,10 @@ from typing import Any
 from zoo.errors import DownloadError, WeightsUnavailableError
 from zoo.models.shared.identify import Match, Nearest, identify, tells_by_values
 from zoo.models.shared.known import known_variants
-from zoo.weights import Checkpoint, files, read_checkpoint
-from zoo.weights.hub import HUB_FILENAME, hub_file, split_id
-from zoo.weights.hub_header import NoHeaderError, read_hub_header
+from zoo.weights import Checkpoint, read_checkpoint
+from zoo.weights.disk import files
+from zoo.weights.network.hub import HUB_FILENAME, hub_file, split_id
+from zoo.weights.network.hub_header import NoHeaderError, read_hub_header
 
 _FILENAMES = (HUB_FILENAME, "pytorch_model.bin", "open_clip_pytorch_model.bin")
 _HUB_PREFIXES = ("hf-hub:", "hf_hub:")

@@ -15,7 +15,8 @@ from zoo.catalog import VARIANTS, Metric, Variant
 from zoo.models import Ancestor, ZooModel
 from zoo.publish.folder import LOSS, PICTURES, RECIPE, SUMS
 from zoo.publish.runs import Run
-from zoo.weights import files, sources
+from zoo.weights import sources
+from zoo.weights.disk import files
 
 REPOSITORY = "ZOO_REPOSITORY"
 """Environment variable: where the zoo's git repository is, for cards to say; it has no public address of its own."""

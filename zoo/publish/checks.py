@@ -26,7 +26,7 @@ from zoo.models.shared.registry import BUILDERS
 from zoo.publish.folder import CARD, CONFIG, metadata_of, own_file, write_sums
 from zoo.publish.licenses import DEFAULT_LICENSE, choose_license
 from zoo.train.plain_yaml import PlainYamlError, read_yaml
-from zoo.weights.hub import HUB_FILENAME
+from zoo.weights.network.hub import HUB_FILENAME
 
 
 def variant_of(model: nn.Module) -> Variant:

@@ -20,8 +20,9 @@ from zoo.publish.folder import CARD, CONFIG, FILES, LOSS, RECIPE, write_sums, wr
 from zoo.publish.licenses import choose_license
 from zoo.publish.private import public_recipe
 from zoo.publish.runs import Run, draw_loss, read_run, write_recipe
-from zoo.weights import files, save_safetensors
-from zoo.weights.hub import HUB_FILENAME
+from zoo.weights import save_safetensors
+from zoo.weights.disk import files
+from zoo.weights.network.hub import HUB_FILENAME
 
 
 def export_model(

@@ -11,8 +11,8 @@ from typing import BinaryIO
 from safetensors import safe_open
 
 from zoo.errors import PublishError
-from zoo.weights import files
-from zoo.weights.hub import HUB_FILENAME
+from zoo.weights.disk import files
+from zoo.weights.network.hub import HUB_FILENAME
 
 CONFIG, CARD, RECIPE, LOSS, SUMS = "config.json", "README.md", "recipe.yaml", "loss.png", "SHA256SUMS"
 COMPLETION, FEATURES = "completion.png", "features.png"

@@ -14,8 +14,8 @@ from zoo.errors import PublishError
 from zoo.publish.checks import check_repository
 from zoo.publish.folder import FILES, SUMS, listing
 from zoo.version import __version__
-from zoo.weights import files
-from zoo.weights.hub import explain
+from zoo.weights.disk import files
+from zoo.weights.network.hub import explain
 
 
 def upload(

@@ -22,8 +22,9 @@ from zoo.publish.folder import CONFIG, RECIPE, metadata_of, own_file, write_text
 from zoo.publish.private import last_name
 from zoo.publish.temporary import workspace
 from zoo.train.recipe import Recipe, load_recipe
-from zoo.weights import files, save_safetensors
-from zoo.weights.hub import HUB_FILENAME
+from zoo.weights import save_safetensors
+from zoo.weights.disk import files
+from zoo.weights.network.hub import HUB_FILENAME
 
 CHECKPOINT, LOG, RESULTS = "checkpoint.safetensors", "log.jsonl", "results.json"
 

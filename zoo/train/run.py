@@ -27,8 +27,9 @@ from zoo.train.machines.sharding import all_finite, whole
 from zoo.train.plain_yaml import check_plain
 from zoo.train.recipe import Recipe, parse_recipe
 from zoo.train.schedule import Plan
-from zoo.weights import files, save_safetensors
-from zoo.weights.files import write_json
+from zoo.weights import save_safetensors
+from zoo.weights.disk import files
+from zoo.weights.disk.files import write_json
 
 if TYPE_CHECKING:
     from zoo.train.build import Parts

@@ -15,8 +15,8 @@ from huggingface_hub import errors
 
 from zoo.catalog import Source
 from zoo.errors import CorruptWeightsError, DownloadError, WeightsUnavailableError
-from zoo.weights import files
-from zoo.weights.hub import HUB_FILENAME, hub_file
+from zoo.weights.disk import files
+from zoo.weights.network.hub import HUB_FILENAME, hub_file
 
 _logger = logging.getLogger("zoo")
 

@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 
 from zoo.catalog import VARIANTS, Source, Variant
 from zoo.errors import CorruptWeightsError, StorageError, ZooError
-from zoo.weights import files
+from zoo.weights.disk import files
 from zoo.weights.sources import copy, first_sentence
 
 _logger = logging.getLogger("zoo")

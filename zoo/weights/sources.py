@@ -33,10 +33,10 @@ from zoo.errors import (
     WeightsUnavailableError,
     printable,
 )
-from zoo.weights import files
 from zoo.weights.authors import fetch_from_authors
-from zoo.weights.download import download, download_from_drive
-from zoo.weights.hub import HUB_FILENAME, check_arrived, hub_file
+from zoo.weights.disk import files
+from zoo.weights.network.download import download, download_from_drive
+from zoo.weights.network.hub import HUB_FILENAME, check_arrived, hub_file
 from zoo.weights.reading.unpickle import Checkpoint, read_checkpoint
 
 _logger = logging.getLogger("zoo")
@@ -135,7 +135,7 @@ def is_ours(path: str | Path) -> bool:
 
 
 def source_of(path: str | Path) -> dict[str, Any]:
-    """Where a weights file came from: its record (see `zoo.weights.files.write_record`).
+    """Where a weights file came from: its record (see `zoo.weights.disk.files.write_record`).
 
     A file without a record gives {"source": {"kind": "file", "location": its path}}. Raises CorruptWeightsError for a
     record that isn't one of the zoo's.

@@ -23,7 +23,8 @@ from tests.support.checkpoints import FileServer, convert, save_pickle_in_zip, t
 from tests.support.fetching import ON_HUB, REPO, STATE, WEIGHTS, Reads, arrived, refused
 from zoo.catalog import Source, Variant
 from zoo.errors import CheckpointMismatchError, CorruptWeightsError, UnsafeCheckpointError, ZooError
-from zoo.weights import cached_path, fetch, files, save_safetensors, sources
+from zoo.weights import cached_path, fetch, save_safetensors, sources
+from zoo.weights.disk import files
 
 ENCODER = "croco_nano_patch8_64"
 

@@ -17,8 +17,9 @@ from tests.support.payloads import PAYLOADS
 from tests.weights.faults.test_file_faults import create, nano_state, not_created
 from zoo.catalog import Source
 from zoo.errors import CheckpointMismatchError, CorruptWeightsError, DownloadError, UnsafeCheckpointError
-from zoo.weights import cached_path, fetch, files, save_safetensors, sources
-from zoo.weights.download import download
+from zoo.weights import cached_path, fetch, save_safetensors, sources
+from zoo.weights.disk import files
+from zoo.weights.network.download import download
 
 
 def test_file_that_asks_for_too_much(tmp_path: Path, reads: Reads) -> None:

@@ -19,8 +19,8 @@ from tests.support.fetching import ON_HUB, REPO, Reads, arrived, refused
 from tests.support.hub_server import Fault, HubServer
 from zoo.errors import CorruptWeightsError, WeightsUnavailableError
 from zoo.weights import cached_path, sources
-from zoo.weights import download as download_module
-from zoo.weights import hub as hub_module
+from zoo.weights.network import download as download_module
+from zoo.weights.network import hub as hub_module
 
 
 def nothing_kept(hub: HubServer) -> None:

@@ -17,7 +17,7 @@ from tests.support.fetching import CONTENT, Reads, arrived, refused
 from zoo.catalog import Source, Variant
 from zoo.errors import CorruptWeightsError
 from zoo.weights import cache_dir, cached_path, sources
-from zoo.weights import download as download_module
+from zoo.weights.network import download as download_module
 
 
 def test_connection_refused(reads: Reads) -> None:

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from tests.support.checkpoints import reference_state, save_pickle_in_legacy, save_pickle_in_zip, save_training
 from zoo.errors import ZooError
-from zoo.weights import files, read_checkpoint, save_safetensors
+from zoo.weights import read_checkpoint, save_safetensors
+from zoo.weights.disk import files
 from zoo.weights.reading.rebuild import FUNCTIONS, VALUES
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid escape sequence")  # pickletools, about mutated text

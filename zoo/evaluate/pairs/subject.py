@@ -17,7 +17,7 @@ from zoo.models.pointmaps import PointmapModel
 from zoo.scenes import SceneConfig
 from zoo.train.data.sources import make_source
 from zoo.train.recipe import Recipe, load_recipe
-from zoo.weights.hub import HUB_FILENAME, hub_file, hub_id_of, split_id
+from zoo.weights.network.hub import HUB_FILENAME, hub_file, hub_id_of, split_id
 
 
 class Subject(NamedTuple):

@@ -23,7 +23,7 @@ from timm.models import PretrainedCfg
 
 from zoo.errors import ArgumentsError, CorruptWeightsError, ZooError
 from zoo.models.shared.registry import BUILDERS, MODEL_CLASSES
-from zoo.weights import files
+from zoo.weights.disk import files
 
 MAX_CLASSES = 100_000
 """Classes that a file may ask for; ImageNet-21K has 21,841."""

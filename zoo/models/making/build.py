@@ -38,7 +38,7 @@ from zoo.models.shared.model import ZooModel, without_classifier
 from zoo.models.shared.registry import BUILDERS, MODEL_CLASSES
 from zoo.weights import Checkpoint
 from zoo.weights.authors import config_beside
-from zoo.weights.hub import HUB_FILENAME, hub_file, split_id
+from zoo.weights.network.hub import HUB_FILENAME, hub_file, split_id
 from zoo.weights.sources import BUNDLED, Converted
 
 _logger = logging.getLogger("zoo")

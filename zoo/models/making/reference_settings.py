@@ -14,7 +14,7 @@ from typing import Any
 from zoo.errors import CheckpointMismatchError, CorruptWeightsError, printable
 from zoo.weights import Checkpoint
 from zoo.weights.authors import CONFIG_FILE
-from zoo.weights.files import read_json
+from zoo.weights.disk.files import read_json
 
 _MAX_TEXT = 4096  # characters of a constructor call; the published ones have about 400
 _CHECKED = ("pos_embed", "enc_num_heads", "dec_num_heads", "depth_mode", "conf_mode", "desc_conf_mode")

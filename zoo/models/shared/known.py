@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from zoo.catalog import VARIANTS, Source
 from zoo.errors import ZooError
-from zoo.weights import files
+from zoo.weights.disk import files
 
 
 def known_variants(path: Path, said: Any, sha256: str | None = None, repo: str | None = None) -> dict[str, str]:

@@ -20,7 +20,8 @@ from zoo.errors import CheckpointMismatchError, ZooError, printable
 from zoo.layers.positions.tables import GridTable
 from zoo.models.shared.ancestry import Ancestor, ancestor_of
 from zoo.models.shared.identify import check_model_state
-from zoo.weights import Checkpoint, KeyRules, files, without_prefixes
+from zoo.weights import Checkpoint, KeyRules, without_prefixes
+from zoo.weights.disk import files
 
 _logger = logging.getLogger("zoo")
 

@@ -23,7 +23,8 @@ from tqdm import tqdm
 from zoo.errors import DataError
 from zoo.models.making.arguments import MAX_CLASSES
 from zoo.photos import MAX_BYTES, read_image
-from zoo.weights import cache_dir, files, save_safetensors
+from zoo.weights import cache_dir, save_safetensors
+from zoo.weights.disk import files
 
 _logger = logging.getLogger("zoo")
 

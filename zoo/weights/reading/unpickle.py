@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import CorruptWeightsError, UnsafeCheckpointError, WeightsUnavailableError, ZooError, printable
-from zoo.weights import files
+from zoo.weights.disk import files
 from zoo.weights.reading import zips
 from zoo.weights.reading.pickles import Grammar, Placeholder, read_pickle
 from zoo.weights.reading.rebuild import FUNCTIONS, MAX_NUMBER, PRICES, READABLE, VALUES, Storage, unreadable_kind

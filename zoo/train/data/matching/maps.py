@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from zoo.errors import DataError
-from zoo.weights.files import atomic_writer
+from zoo.weights.disk.files import atomic_writer
 
 _FLO_MAGIC = np.float32(202021.25)  # "PIEH" (Baker et al., IJCV 2011)
 _UNKNOWN = 1e9  # lengths beyond mean "unknown" in .flo files (the same)

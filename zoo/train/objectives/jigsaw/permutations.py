@@ -10,8 +10,8 @@ from torch import Tensor
 
 from zoo.errors import CorruptWeightsError, RecipeError
 from zoo.weights import cache_dir
-from zoo.weights.download import download
-from zoo.weights.files import read_json, sha256, write_json
+from zoo.weights.disk.files import read_json, sha256, write_json
+from zoo.weights.network.download import download
 
 OWN = Path(__file__).parent / "permutations.npy"
 

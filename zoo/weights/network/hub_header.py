@@ -13,9 +13,9 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 from torch import Tensor
 
 from zoo.errors import WeightsUnavailableError
-from zoo.weights import files
-from zoo.weights.download import check_reachable
-from zoo.weights.hub import HUB_FILENAME, SHA256, explained
+from zoo.weights.disk import files
+from zoo.weights.network.download import check_reachable
+from zoo.weights.network.hub import HUB_FILENAME, SHA256, explained
 from zoo.weights.reading.unpickle import Checkpoint
 
 _FIRST = 1 << 18  # bytes asked for at first; the headers of the zoo's largest models have 120 kB

@@ -14,8 +14,8 @@ from typing import Any
 from huggingface_hub import constants, errors, get_session, get_token, hf_hub_download, try_to_load_from_cache
 
 from zoo.errors import CorruptWeightsError, DownloadError, StorageError, WeightsUnavailableError, ZooError, printable
-from zoo.weights import files
-from zoo.weights.download import FIRST_TRIES, LARGEST, TRIES, Pace, SlowTransfer, check_reachable, delay
+from zoo.weights.disk import files
+from zoo.weights.network.download import FIRST_TRIES, LARGEST, TRIES, Pace, SlowTransfer, check_reachable, delay
 
 HUB_FILENAME = "model.safetensors"  # timm's name for it
 

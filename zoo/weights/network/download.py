@@ -32,7 +32,7 @@ from zoo.errors import (
     ZooError,
     printable,
 )
-from zoo.weights.files import read_json, sha256, write_json
+from zoo.weights.disk.files import read_json, sha256, write_json
 
 if TYPE_CHECKING:  # imported where they are used: whoever has the weights already needs neither
     import requests

@@ -1,0 +1,1 @@
+"""Weights files on disk: written whole or not at all, their headers, their records."""

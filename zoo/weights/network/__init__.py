@@ -1,0 +1,1 @@
+"""From a server to a file: over HTTP, from Google Drive, from the Hugging Face Hub."""
