@@ -43,7 +43,7 @@ from zoo.scenes import SceneConfig, sample_scene  # noqa: E402
 from zoo.scenes.render import render_views  # noqa: E402
 from zoo.scenes.torch import render as scenes_torch  # noqa: E402
 from zoo.weights import save_safetensors  # noqa: E402
-from zoo.weights.disk import files  # noqa: E402
+from zoo.weights.disk import records  # noqa: E402
 
 THREADS = 2
 
@@ -248,7 +248,7 @@ def bench_cold_start(repeats: int, scale: Scale, variant: str, most_seconds: flo
         path = Path(folder) / f"{variant}.safetensors"
         state = scale.create(name, device="meta").state_dict()
         save_safetensors({key: torch.zeros(value.shape) for key, value in state.items()}, path, {})
-        files.write_record(path, variant=variant, kind="file", location="made by the benchmark", source_sha256="")
+        records.write_record(path, variant=variant, kind="file", location="made by the benchmark", source_sha256="")
         size = path.stat().st_size
         rows = [_run_python(program, ZOO_WEIGHTS=folder) for _ in range(max(1, repeats // 3))]
     result = {key: median(row[key] for row in rows) for key in rows[0]}

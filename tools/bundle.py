@@ -39,7 +39,7 @@ from zoo.pictures import save_figure
 from zoo.train.recipe import load_recipe
 from zoo.train.run import read_log
 from zoo.weights import sources
-from zoo.weights.disk import files
+from zoo.weights.disk import files, records, safetensors_format
 
 ROOT = Path(__file__).parents[1]
 LAST_STEPS = 200  # whose mean is "the loss at the end": that of a single one is noise
@@ -84,7 +84,7 @@ def write_half(source: Path, target: Path) -> None:
         about = file.metadata() or {}
         state = {key: file.get_tensor(key) for key in file.keys()}
     state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-    files.save_safetensors(state, target, about)
+    safetensors_format.save_safetensors(state, target, about)
 
 
 def write_stereo(variant: Variant, weights: Path, evaluation: Path, picture: Path, scenes: int = 200) -> None:
@@ -121,7 +121,7 @@ def main() -> None:
     weights = sources.BUNDLED / variant.sources[0].location
     weights.parent.mkdir(exist_ok=True)
     (write_half if args.half else shutil.copyfile)(args.run / "model.safetensors", weights)
-    files.write_record(
+    records.write_record(
         weights,
         variant=variant.name,
         kind="package",

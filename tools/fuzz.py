@@ -83,11 +83,11 @@ def _file() -> Callable[[bytes], None]:
 
 def _header() -> Callable[[bytes], None]:
     from zoo.weights import read_checkpoint
-    from zoo.weights.disk import files
+    from zoo.weights.disk import safetensors_format
 
     def read(path: Path) -> None:
-        files.header_digest(path)
-        files.read_metadata(path)
+        safetensors_format.header_digest(path)
+        safetensors_format.read_metadata(path)
         read_checkpoint(path)
 
     in_file = _in_file(read)
@@ -105,12 +105,12 @@ def _config() -> Callable[[bytes], None]:
     from zoo.errors import CorruptWeightsError
     from zoo.models.making.arguments import check_arguments
     from zoo.models.making.reference_settings import parse_constructor
-    from zoo.weights.disk import files
+    from zoo.weights.disk import files, records
 
     def read(path: Path) -> None:
         content = files.read_json(path) or {}
         with suppress(CorruptWeightsError):
-            files.check_record(path, content)
+            records.check_record(path, content)
         text = content.get("args")
         if isinstance(text, str):
             parse_constructor(text, "fuzz")

@@ -24,7 +24,7 @@ from zoo import cli
 from zoo.catalog import VARIANTS
 from zoo.pictures import to_input
 from zoo.weights import save_safetensors, verify
-from zoo.weights.disk import files
+from zoo.weights.disk import records
 
 try:
     import tomllib
@@ -123,7 +123,7 @@ def test_info_tells_what_is_cached(zoo: Run, tmp_path: Path, weights: Path) -> N
     path = tmp_path / "cache" / f"{name}.safetensors"
     path.parent.mkdir()
     path.write_bytes(weights.read_bytes())
-    files.write_record(path, variant=name, kind="url", location="https://example.org/x.pth", source_sha256="0" * 64)
+    records.write_record(path, variant=name, kind="url", location="https://example.org/x.pth", source_sha256="0" * 64)
     assert f"{path} (from url https://example.org/x.pth, 20" in zoo("info", name)[1]
 
 
@@ -190,7 +190,7 @@ def test_verify(zoo: Run, tmp_path: Path, weights: Path, monkeypatch: pytest.Mon
     path.write_bytes(weights.read_bytes())
     code, text, _ = zoo("verify", name)
     assert code == 0 and text.startswith("no record")
-    files.write_record(path, variant=name, kind="file", location="here", source_sha256="0" * 64)
+    records.write_record(path, variant=name, kind="file", location="here", source_sha256="0" * 64)
     code, text, _ = zoo("verify", name)
     assert code == 0 and text.startswith("ok")
     content = bytearray(path.read_bytes())

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tests.support.checkpoints import foreign_object
 from zoo.catalog import Source
-from zoo.weights.disk import files
+from zoo.weights.disk import files, safetensors_format
 
 KEYS = Path(__file__).parents[1] / "upstream_keys"
 
@@ -81,7 +81,9 @@ def save_sparse(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]
     for name in names:
         tensor = tensors[name]
         start, end = end, end + tensor.numel() * tensor.dtype.itemsize
-        header[name] = dict(dtype=files._DTYPES[tensor.dtype], shape=list(tensor.shape), data_offsets=[start, end])
+        header[name] = dict(
+            dtype=safetensors_format._DTYPES[tensor.dtype], shape=list(tensor.shape), data_offsets=[start, end]
+        )
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with files.atomic_writer(path) as file:

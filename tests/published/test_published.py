@@ -22,7 +22,7 @@ from zoo.models.shared import model as shared_model
 from zoo.models.shared.masked import MaskedAutoencoder
 from zoo.train.recipe import load_recipe
 from zoo.weights import authors, cached_path, sources
-from zoo.weights.disk import files
+from zoo.weights.disk import files, safetensors_format
 from zoo.weights.network import download as download_module
 
 REMOTE = [variant for variant in VARIANTS if any(source.kind != "package" for source in variant.sources)]
@@ -62,7 +62,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Source],
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("ZOO_WEIGHTS", raising=False)
     monkeypatch.setattr(sources, "LOCK_FILE", tmp_path / "weights.lock.json")
-    monkeypatch.setattr(files, "save_safetensors", save_sparse)
+    monkeypatch.setattr(safetensors_format, "save_safetensors", save_sparse)
     # reads every number, which are gigabytes of zeros here
     monkeypatch.setattr(shared_model, "_warn_of_nan", lambda *args: None)
     whole = files.sha256
@@ -176,7 +176,7 @@ def test_files_of_dense_models_decide_their_tiles(serve: Callable[[Source], File
     for model in models:
         assert (model.tile_size, model.tile_confidence, model.tile_overlap) == ((96, 160), "conf_expbeta3", 0.9)
         assert model._model_args["tile_size"] == (96, 160)
-    about = files.read_metadata(cached_path(variant))
+    about = safetensors_format.read_metadata(cached_path(variant))
     assert '"tile_size": [96, 160]' in about["model_args"] and about["variant"] == variant.name
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from tests.support.checkpoints import convert, variant_of
 from zoo.catalog import Source
 from zoo.weights import cache_dir, cached_path, fetch, sources, verify
-from zoo.weights.disk import files
+from zoo.weights.disk import files, records, safetensors_format
 from zoo.weights.network import download as download_module
 
 PHASES = {"downloading": 0.06, "converting": 0.03, "writing": 0.05}  # about as many seconds each
@@ -39,7 +39,7 @@ def draw_out(report: Callable[[str], None]) -> Callable[[Any], Any]:
     download_module._CHUNK = 4096
     download_module.Pace.add = after(0.002, download_module.Pace.add)
     sources.download = after(0.0, sources.download, "downloading")
-    files.save_safetensors = after(0.0, files.save_safetensors, "writing")
+    safetensors_format.save_safetensors = after(0.0, safetensors_format.save_safetensors, "writing")
     os.fsync = after(0.005, os.fsync)
     os.replace = after(0.005, os.replace)
     return after(0.03, convert, "converting")
@@ -79,13 +79,13 @@ def main(url: str) -> None:
     for round_ in range(50):
         phase = list(PHASES)[round_ % len(PHASES)]
         remove(path)
-        remove(files.record_path(path))
+        remove(records.record_path(path))
         for downloaded in list((cache_dir() / "downloads").glob("*.pth*")):
             if chance.random() < 0.5 or (phase == "downloading" and downloaded.suffix == ".pth"):
                 remove(downloaded)
         print(killed_in(phase, chance.uniform(0, PHASES[phase]), url), flush=True)
-        if path.exists() and files.record_path(path).exists():
-            assert files.check_full(path)["sha256"] == right
+        if path.exists() and records.record_path(path).exists():
+            assert records.check_full(path)["sha256"] == right
         assert files.sha256(fetch(variant, convert)) == right
         assert [(report.problem, report.recorded) for report in verify(variant)] == [(None, True)] * 2
         assert not list(cache_dir().glob(".*.tmp"))

@@ -22,7 +22,7 @@ from zoo.catalog import Source
 from zoo.errors import CheckpointMismatchError, CorruptWeightsError, WeightsUnavailableError
 from zoo.weights import Checkpoint, save_safetensors
 from zoo.weights.authors import fetch_from_authors
-from zoo.weights.disk import files
+from zoo.weights.disk import records
 
 REPO = "naver/DUSt3R_test"
 NANO = "dust3r_nano_patch8_64"
@@ -56,7 +56,7 @@ def test_by_revision_and_converted(hub: HubServer, tmp_path: Path) -> None:
     variant = variant_of(Source("hub", REPO, revision=first))
     path = weights.fetch(variant, convert)
     assert weights.read_checkpoint(path).tensors["zoo.a"].tolist() == [1, 1, 1, 1]
-    record = files.read_record(path)
+    record = records.read_record(path)
     assert record is not None
     assert record["source"] == {"kind": "hub", "location": f"{REPO}/model.safetensors@{first}"}
     asked = len(hub.seen)
@@ -71,7 +71,7 @@ def test_main_where_the_hub_knows_no_such_revision(
     with caplog.at_level(logging.INFO, "zoo"):
         path = weights.fetch(variant_of(Source("hub", REPO, revision=revision)), convert)
     commit = hub.repos[REPO].refs["main"]
-    record = files.read_record(path)
+    record = records.read_record(path)
     assert record is not None and record["source"]["location"].endswith("@" + commit)
     assert ("knows no revision" in caplog.text) == (len(revision) == 40)
     assert (f"its commit is {commit}, where one record says {revision}" in caplog.text) == bool(revision)

@@ -28,7 +28,7 @@ from tests.support.checkpoints import (
 from zoo.catalog import Source
 from zoo.errors import CheckpointMismatchError, CorruptWeightsError, WeightsUnavailableError
 from zoo.weights import cache_dir, cached_path, fetch, save_safetensors, source_of, sources, verify
-from zoo.weights.disk import files
+from zoo.weights.disk import records
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -101,7 +101,7 @@ def test_damaged_cache_is_found(checkpoint_server: FileServer, caplog: pytest.Lo
         assert fetch(variant, convert) == path
     assert "fetched again" in caplog.text and path.read_bytes() == good
 
-    files.record_path(path).unlink()  # as if killed between the two
+    records.record_path(path).unlink()  # as if killed between the two
     assert fetch(variant, convert) == path and verify(path)[0].recorded
     assert checkpoint_server.gets("/CroCo.pth") == 1
 
@@ -174,7 +174,7 @@ def test_package_and_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_
     save_safetensors(reference_state(), bundled, {})
     with pytest.raises(CorruptWeightsError, match="no record"):
         fetch(variant, convert)
-    files.write_record(bundled, variant=variant.name, kind="package", location=bundled.name, source_sha256="")
+    records.write_record(bundled, variant=variant.name, kind="package", location=bundled.name, source_sha256="")
     assert fetch(variant, convert) == bundled
     assert source_of(bundled)["source"]["kind"] == "package"
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.support.checkpoints import assert_same, reference_state
 from zoo.errors import CorruptWeightsError, StorageError
 from zoo.weights import read_checkpoint, save_safetensors
-from zoo.weights.disk import files
+from zoo.weights.disk import safetensors_format
 
 
 def test_save_is_deterministic_and_atomic(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_damaged_headers(tmp_path: Path, header: bytes) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
     with pytest.raises(CorruptWeightsError):
-        files.header_digest(path)
+        safetensors_format.header_digest(path)
     path.write_bytes((1 << 60).to_bytes(8, "little") + header)
     with pytest.raises(CorruptWeightsError):
         read_checkpoint(path)

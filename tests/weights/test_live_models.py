@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import zoo
 from zoo.weights import cache_dir, save_safetensors, sources
-from zoo.weights.disk import files
+from zoo.weights.disk import records
 from zoo.weights.mirror import mirror
 
 NAME = "croco_nano_patch8_64"
@@ -26,7 +26,7 @@ def state_of(seed: int = 0) -> dict[str, torch.Tensor]:
 
 def with_record(path: Path, state: dict[str, torch.Tensor], variant: str = NAME + ".scenes_far") -> Path:
     save_safetensors(state, path, {"format": "pt", "variant": variant})
-    files.write_record(path, variant=variant, kind="file", location="x", source_sha256="")
+    records.write_record(path, variant=variant, kind="file", location="x", source_sha256="")
     return path
 
 
@@ -118,7 +118,7 @@ def test_cached_files_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     cached = with_record(cache_dir() / "x.safetensors", state_of())
     link = cache_dir() / "y.safetensors"
     link.symlink_to(own)
-    files.record_path(link).write_text("{}")
+    records.record_path(link).write_text("{}")
     assert sources.is_ours(cached) and not sources.is_ours(own) and not sources.is_ours(link)
     monkeypatch.setenv("ZOO_WEIGHTS", str(cache_dir()))
     assert not sources.is_ours(cached)

@@ -26,7 +26,7 @@ from zoo import cli
 from zoo.catalog import Source, Variant
 from zoo.errors import StorageError
 from zoo.weights import fetch, sources, verify
-from zoo.weights.disk import files
+from zoo.weights.disk import files, records
 from zoo.weights.mirror import Mirrored, mirror
 from zoo.weights.network import download as download_module
 
@@ -97,7 +97,7 @@ def test_continued_where_it_stopped(server: FileServer, variants: list[Variant],
     path = folder / f"{two.name}.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")  # the cache's too, where they are one file
     sources.cached_path(two).unlink()
-    files.record_path(folder / f"{three.name}.safetensors").write_text("{")
+    records.record_path(folder / f"{three.name}.safetensors").write_text("{")
     assert {result.problem for result in fill(folder, variants).values()} == {None}
     assert set(index(folder)) == {one.name, two.name, three.name}
     assert [verify(entry)[0].problem for entry in folder.glob("*.safetensors")] == [None] * 3

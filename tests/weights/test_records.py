@@ -21,7 +21,7 @@ from tests.support.checkpoints import FileServer, convert, reference_state, torc
 from zoo.catalog import Source
 from zoo.errors import CheckpointMismatchError, CorruptWeightsError, StorageError, WeightsUnavailableError, ZooError
 from zoo.weights import cached_path, fetch, read_checkpoint, save_safetensors, sources, verify
-from zoo.weights.disk import files
+from zoo.weights.disk import records, safetensors_format
 from zoo.weights.sources import cache_dir
 
 NANO = "croco_nano_patch8_64.scenes_far"
@@ -34,7 +34,7 @@ def own_folders(clean_environment: None) -> None:
 
 def recorded(path: Path, seed: int = 0, variant: str = "croco_test.tag") -> Path:
     save_safetensors(reference_state(seed), path, {"variant": variant})
-    files.write_record(path, variant=variant, kind="file", location="x", source_sha256="")
+    records.write_record(path, variant=variant, kind="file", location="x", source_sha256="")
     return path
 
 
@@ -44,10 +44,10 @@ def recorded(path: Path, seed: int = 0, variant: str = "croco_test.tag") -> Path
 def test_other_weights_under_an_old_record(tmp_path: Path) -> None:
     """Of the same names and shapes: their headers were the same."""
     path = recorded(tmp_path / "w.safetensors")
-    files.check_quick(path)
+    records.check_quick(path)
     save_safetensors(reference_state(1), path, {"variant": "croco_test.tag"})
     with pytest.raises(CorruptWeightsError, match="isn't the file that its record describes"):
-        files.check_quick(path)
+        records.check_quick(path)
 
 
 def test_conversion_killed_before_the_record(tmp_path: Path, zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,10 +56,10 @@ def test_conversion_killed_before_the_record(tmp_path: Path, zoo: Run, monkeypat
     torch.save({key: value + 1 for key, value in state.items()}, tmp_path / "b.pth")
     output = tmp_path / "w.safetensors"
     assert zoo("convert", tmp_path / "a.pth", "--variant", NANO, "-o", output)[0] == 0
-    monkeypatch.setattr(files, "write_record", lambda *args, **kwargs: sys.exit(9))
+    monkeypatch.setattr(records, "write_record", lambda *args, **kwargs: sys.exit(9))
     assert zoo("convert", tmp_path / "b.pth", "--variant", NANO, "-o", output)[0] == 9
     with pytest.raises(CorruptWeightsError):
-        files.check_quick(output)
+        records.check_quick(output)
 
 
 def test_content_of_a_file_without_a_record(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_content_of_a_file_without_a_record(tmp_path: Path) -> None:
 
 def test_the_digest_is_no_metadata(tmp_path: Path) -> None:
     save_safetensors(reference_state(), tmp_path / "w.safetensors", {"variant": "x"})
-    assert files.read_metadata(tmp_path / "w.safetensors") == {"variant": "x"}
+    assert safetensors_format.read_metadata(tmp_path / "w.safetensors") == {"variant": "x"}
     assert read_checkpoint(tmp_path / "w.safetensors").extra == {"variant": "x"}
 
 
@@ -86,7 +86,7 @@ def test_cache_holds_another_variant(record: str) -> None:
     variant = variant_of(Source("url", "http://127.0.0.1:9/a.pth"))
     path = recorded(cached_path(variant), variant="croco_other.tag")
     if record != "its own":
-        files.write_record(path, variant=variant.name, kind="file", location="x", source_sha256="")
+        records.write_record(path, variant=variant.name, kind="file", location="x", source_sha256="")
     with pytest.raises(CheckpointMismatchError, match=r"holds the weights of croco_other\.tag, not of croco_test\.tag"):
         fetch(variant, convert)
     assert path.exists()
@@ -97,7 +97,7 @@ def test_mirror_holds_another_variant_under_a_record(tmp_path: Path, monkeypatch
     monkeypatch.setenv("ZOO_WEIGHTS", str(tmp_path / "own"))
     variant = variant_of()
     path = recorded(tmp_path / "own" / f"{variant.name}.safetensors", variant="croco_other.tag")
-    files.write_record(path, variant=variant.name, kind="file", location="x", source_sha256="")
+    records.write_record(path, variant=variant.name, kind="file", location="x", source_sha256="")
     with pytest.raises(CheckpointMismatchError, match="holds the weights of"):
         fetch(variant, convert)
 
@@ -109,7 +109,7 @@ def test_download_of_another_source() -> None:
         paths = [fetch(variant, convert) for variant in variants]
         downloads = [sources._download_path(variant.sources[0]) for variant in variants]
         os.replace(downloads[0], downloads[1])  # with its record, as a file manager does
-        os.replace(files.record_path(downloads[0]), files.record_path(downloads[1]))
+        os.replace(records.record_path(downloads[0]), records.record_path(downloads[1]))
         paths[1].unlink()
         again = read_checkpoint(fetch(variants[1], convert)).tensors
         assert torch.equal(again["mask_token"], reference_state(1)["mask_token"])
@@ -175,7 +175,7 @@ def in_time(action: object) -> BaseException | None:
 def test_no_file_as_a_checkpoint(tmp_path: Path, name: str, what: str) -> None:
     path = tmp_path / name
     make(path, what)
-    for read in (read_checkpoint, files.header_digest, files.read_metadata):
+    for read in (read_checkpoint, safetensors_format.header_digest, safetensors_format.read_metadata):
         assert isinstance(in_time(lambda read=read: read(path)), ZooError)
     assert in_time(lambda: verify(path)) is None and verify(path)[0].problem
     model = timm.create_model("croco_nano_patch8_64", device="meta")
@@ -213,9 +213,9 @@ ODD = [
 def test_odd_record(tmp_path: Path, what: str, zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_WEIGHTS", str(tmp_path))
     path = recorded(tmp_path / f"{NANO}.safetensors", variant=NANO)
-    files.record_path(path).unlink()
-    make(files.record_path(path), what)
-    for call in (files.check_quick, files.check_full, sources.source_of):
+    records.record_path(path).unlink()
+    make(records.record_path(path), what)
+    for call in (records.check_quick, records.check_full, sources.source_of):
         assert isinstance(in_time(lambda call=call: call(path)), CorruptWeightsError)
     assert verify(path)[0].problem
     code, out, err = zoo("info", NANO)
@@ -230,13 +230,13 @@ def test_odd_record_in_the_cache(what: str) -> None:
     with FileServer({"/a.pth": torch_bytes({"model": reference_state()})}) as server:
         variant = variant_of(Source("url", server.url + "/a.pth"))
         path = fetch(variant, convert)
-        files.record_path(path).unlink()
-        make(files.record_path(path), what)
+        records.record_path(path).unlink()
+        make(records.record_path(path), what)
         if what == "folder":
             with pytest.raises(StorageError, match="can't be removed"):
                 fetch(variant, convert)
         else:
-            files.check_quick(fetch(variant, convert))
+            records.check_quick(fetch(variant, convert))
 
 
 def test_folder_in_place_of_the_weights() -> None:
@@ -249,10 +249,10 @@ def test_folder_in_place_of_the_weights() -> None:
 
 def test_record_longer_than_any(tmp_path: Path) -> None:
     path = recorded(tmp_path / "w.safetensors")
-    with files.record_path(path).open("wb") as file:
+    with records.record_path(path).open("wb") as file:
         file.truncate(10**10)
     with pytest.raises(CorruptWeightsError, match="10000000000 bytes"):
-        files.check_quick(path)
+        records.check_quick(path)
 
 
 def test_no_weights_at_all(tmp_path: Path) -> None:
@@ -266,28 +266,28 @@ def test_nan_is_looked_for_once(
 ) -> None:
     """By whoever writes the record; without one, or under another's, at each load."""
     looked: list[int] = []
-    monkeypatch.setattr(files, "is_finite", lambda value, own=files.is_finite: looked.append(1) or own(value))
+    monkeypatch.setattr(records, "is_finite", lambda value, own=records.is_finite: looked.append(1) or own(value))
     state = timm.create_model("croco_nano_patch8_64").state_dict()
     state["norm.weight"][0] = math.nan
     path = tmp_path / f"{NANO}.safetensors"
     save_safetensors(state, path, {"variant": NANO})
-    files.write_record(path, variant=NANO, kind="file", location="x", source_sha256="")
-    assert looked and files.read_record(path)["not_finite"] == ["norm.weight"]  # type: ignore[index]
+    records.write_record(path, variant=NANO, kind="file", location="x", source_sha256="")
+    assert looked and records.read_record(path)["not_finite"] == ["norm.weight"]  # type: ignore[index]
     looked.clear()
     model = timm.create_model("croco_nano_patch8_64", device="meta")
     model.load_pretrained(path)
     assert not looked and "1 tensors of" in caplog.text and "norm.weight" in caplog.text
-    content = json.loads(files.record_path(path).read_text())
+    content = json.loads(records.record_path(path).read_text())
     for spoiled in ({**content, "not_finite": [1]}, {**content, "size": 1}, None):
-        files.record_path(path).unlink()
+        records.record_path(path).unlink()
         if spoiled is not None:
-            files.record_path(path).write_text(json.dumps(spoiled))
+            records.record_path(path).write_text(json.dumps(spoiled))
         looked.clear()
         model.load_pretrained(path)
         assert looked
     path_of_others = tmp_path / "others.safetensors"
     save_file(load_file(path), path_of_others)  # whose header names no content
-    files.write_record(path_of_others, variant=NANO, kind="file", location="x", source_sha256="")
+    records.write_record(path_of_others, variant=NANO, kind="file", location="x", source_sha256="")
     looked.clear()
     model.load_pretrained(path_of_others)
     assert looked

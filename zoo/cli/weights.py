@@ -33,17 +33,17 @@ def convert(
     """
     from zoo import weights
     from zoo.models import convert_checkpoint
-    from zoo.weights.disk import files
+    from zoo.weights.disk import files, records
 
     entry = find_variant(variant)
     state, metadata = convert_checkpoint(entry, weights.read_checkpoint(checkpoint))
-    files.remove_record(output)
+    records.remove_record(output)
     weights.save_safetensors(state, output, {"format": "pt", "variant": entry.name, **metadata})
     digest = files.sha256(checkpoint, progress=True)
-    files.write_record(
+    records.write_record(
         output, variant=entry.name, kind="file", location=str(checkpoint.resolve()), source_sha256=digest
     )
-    print(f"{output}: {len(state)} tensors of {entry.name}; its record is {files.record_path(output)}")
+    print(f"{output}: {len(state)} tensors of {entry.name}; its record is {records.record_path(output)}")
 
 
 class Layout(str, enum.Enum):

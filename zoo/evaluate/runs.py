@@ -15,7 +15,7 @@ from torch import nn
 from zoo.errors import TrainingError
 from zoo.train.build import make_model
 from zoo.train.recipe import Recipe, load_recipe
-from zoo.weights.disk import files
+from zoo.weights.disk import safetensors_format
 
 RECIPE = "recipe.yaml"
 
@@ -45,7 +45,7 @@ def load_run(folder: Path, check: Callable[[nn.Module, Recipe], None] = lambda m
         path, prefix = folder / "checkpoint.safetensors", "objective.model."
     if not path.exists():
         raise TrainingError(f"{folder} has neither weights nor a checkpoint yet; wait for its first checkpoint.")
-    files.header_digest(path)  # says what is wrong with a damaged file
+    safetensors_format.header_digest(path)  # says what is wrong with a damaged file
     data = path.read_bytes()  # once, since a running training replaces the file
     try:
         about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]

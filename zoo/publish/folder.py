@@ -11,7 +11,7 @@ from typing import BinaryIO
 from safetensors import safe_open
 
 from zoo.errors import PublishError
-from zoo.weights.disk import files
+from zoo.weights.disk import files, safetensors_format
 from zoo.weights.network.hub import HUB_FILENAME
 
 CONFIG, CARD, RECIPE, LOSS, SUMS = "config.json", "README.md", "recipe.yaml", "loss.png", "SHA256SUMS"
@@ -76,6 +76,6 @@ def write_sums(folder: Path) -> None:
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    files.header_digest(path)  # says what is wrong with a damaged file
+    safetensors_format.header_digest(path)  # says what is wrong with a damaged file
     with safe_open(path, "pt") as file:
         return file.metadata() or {}

@@ -28,7 +28,7 @@ from zoo.train.plain_yaml import check_plain
 from zoo.train.recipe import Recipe, parse_recipe
 from zoo.train.schedule import Plan
 from zoo.weights import save_safetensors
-from zoo.weights.disk import files
+from zoo.weights.disk import files, safetensors_format
 from zoo.weights.disk.files import write_json
 
 if TYPE_CHECKING:
@@ -301,7 +301,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         if not path.is_file():
             raise ValueError("it is no file")
-        files.header_digest(path)
+        safetensors_format.header_digest(path)
         with safe_open(path, "pt") as file:
             state = json.loads((file.metadata() or {})["run"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}

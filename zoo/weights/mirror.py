@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 
 from zoo.catalog import VARIANTS, Source, Variant
 from zoo.errors import CorruptWeightsError, StorageError, ZooError
-from zoo.weights.disk import files
+from zoo.weights.disk import files, records
 from zoo.weights.sources import copy, first_sentence
 
 _logger = logging.getLogger("zoo")
@@ -85,14 +85,14 @@ def _wait(results: SimpleQueue[Mirrored | Exception]) -> Mirrored | Exception:
 def _mirror_one(folder: Path, variant: Variant, fetch: Callable[[str], Path]) -> Mirrored:
     path = folder / f"{variant.name}.safetensors"
     try:
-        if path.exists() and not files.record_path(path).exists():
+        if path.exists() and not records.record_path(path).exists():
             raise StorageError(f"{path} has no record, so it isn't the mirror's to replace. Move it elsewhere.")
         if _is_there(path, variant):
             return Mirrored(variant, path)
         found = fetch(variant.name)
-        record = files.check_full(found, progress=True) | {"variant": variant.name}
+        record = records.check_full(found, progress=True) | {"variant": variant.name}
         # The record comes first: a file without one is somebody else's, even if this process is killed here.
-        files.write_json(files.record_path(path), record)
+        files.write_json(records.record_path(path), record)
         if not path.exists() or not os.path.samefile(found, path):
             copy(found, path)  # no link: who writes over the mirror's file must not change the cache's
             _check_copy(path)
@@ -103,7 +103,7 @@ def _mirror_one(folder: Path, variant: Variant, fetch: Callable[[str], Path]) ->
 
 def _check_copy(path: Path) -> None:
     try:
-        files.check_full(path, progress=True)
+        records.check_full(path, progress=True)
     except CorruptWeightsError:
         path.unlink()
         raise
@@ -115,7 +115,7 @@ def _is_there(path: Path, variant: Variant) -> bool:
     if not path.exists():
         return False
     try:
-        if files.check_full(path, progress=True).get("variant") == variant.name:
+        if records.check_full(path, progress=True).get("variant") == variant.name:
             return True
         problem = f"{path} is of another variant"
     except CorruptWeightsError as error:
@@ -131,7 +131,7 @@ def _write_index(folder: Path, variants: Iterable[Variant]) -> None:
     for variant in {variant.name: variant for variant in (*VARIANTS, *variants)}.values():
         path = folder / f"{variant.name}.safetensors"
         try:
-            record = files.check_quick(path)
+            record = records.check_quick(path)
         except CorruptWeightsError:  # not there, or not right yet
             continue
         listed.append(

@@ -34,7 +34,7 @@ from zoo.errors import (
     printable,
 )
 from zoo.weights.authors import fetch_from_authors
-from zoo.weights.disk import files
+from zoo.weights.disk import files, records, safetensors_format
 from zoo.weights.network.download import download, download_from_drive
 from zoo.weights.network.hub import HUB_FILENAME, check_arrived, hub_file
 from zoo.weights.reading.unpickle import Checkpoint, read_checkpoint
@@ -131,20 +131,20 @@ def is_ours(path: str | Path) -> bool:
         return False
     if path.parent == BUNDLED.resolve():
         return True
-    return path.parent == cache_dir().resolve() and files.record_path(path).is_file()
+    return path.parent == cache_dir().resolve() and records.record_path(path).is_file()
 
 
 def source_of(path: str | Path) -> dict[str, Any]:
-    """Where a weights file came from: its record (see `zoo.weights.disk.files.write_record`).
+    """Where a weights file came from: its record (see `zoo.weights.disk.records.write_record`).
 
     A file without a record gives {"source": {"kind": "file", "location": its path}}. Raises CorruptWeightsError for a
     record that isn't one of the zoo's.
     """
     path = Path(path)
-    record = files.read_record(path)
+    record = records.read_record(path)
     if record is None:
         return {"source": {"kind": "file", "location": str(path)}}
-    files.check_record(path, record)
+    records.check_record(path, record)
     return record
 
 
@@ -181,17 +181,17 @@ def verify(variant_or_path: Variant | str | Path, *, progress: bool = True) -> l
 
 def _verify_file(path: Path, progress: bool, variant: Variant | None = None) -> Verification:
     try:
-        record = files.read_record(path)
+        record = records.read_record(path)
         if record is None:
-            digest = files.check_content(path, progress)
+            digest = records.check_content(path, progress)
         elif "header_sha256" in record:
-            digest = files.check_full(path, progress)["sha256"]
+            digest = records.check_full(path, progress)["sha256"]
             if variant is not None:
                 _check_variants(path, record, variant)
         else:  # a reference checkpoint as downloaded
             digest = _check_download(path, progress)
     except (OSError, CheckpointMismatchError) as error:
-        return Verification(path, None, files.record_path(path).exists(), str(error))
+        return Verification(path, None, records.record_path(path).exists(), str(error))
     return Verification(path, digest, record is not None)
 
 
@@ -203,13 +203,13 @@ def _find_provided(variant: Variant) -> Path | None:
     for source in variant.sources:
         if source.kind == "package" and _bundled_path(source).is_file():
             path = _bundled_path(source)
-            files.check_quick(path)
+            records.check_quick(path)
             _logger.info("%s: weights from the package, %s", variant.name, path)
             return path
     mirrored = _mirror_path(variant)
     if mirrored is None or not mirrored.is_file():
         return None
-    record = files.check_quick(mirrored) if files.record_path(mirrored).exists() else {}
+    record = records.check_quick(mirrored) if records.record_path(mirrored).exists() else {}
     _check_variants(mirrored, record, variant)
     _logger.info("%s: weights from ZOO_WEIGHTS, %s", variant.name, mirrored)
     return mirrored
@@ -218,7 +218,7 @@ def _find_provided(variant: Variant) -> Path | None:
 def _is_cached(variant: Variant, path: Path) -> bool:
     if not path.is_file():
         return False
-    record = files.check_quick(path)
+    record = records.check_quick(path)
     _check_variants(path, record, variant)
     pin = _binding_pin(variant)
     if pin is not None and record.get("sha256") != pin["sha256"]:
@@ -230,7 +230,7 @@ def _is_cached(variant: Variant, path: Path) -> bool:
 
 def _check_variants(path: Path, record: dict[str, Any], variant: Variant) -> None:
     """The same by what the file's record and its header say."""
-    for named in (record.get("variant"), files.read_metadata(path).get("variant")):
+    for named in (record.get("variant"), safetensors_format.read_metadata(path).get("variant")):
         _check_variant(named, variant, path)
 
 
@@ -324,25 +324,25 @@ def _fetch_from(
 
 def _make(path: Path, downloaded: Path, variant: Variant, source: Source, digest: str, convert: _Convert) -> None:
     """Put a downloaded file into the cache, converted unless it is in the zoo's own layout, and record it."""
-    files.remove_record(path)
+    records.remove_record(path)
     try:
         if source.layout == "zoo":
-            files.header_digest(downloaded)
+            safetensors_format.header_digest(downloaded)
             link(downloaded, path)
         else:
             tensors, metadata = convert(read_checkpoint(downloaded, mapped=True))
-            files.save_safetensors(tensors, path, {"format": "pt", "variant": variant.name, **metadata})
+            safetensors_format.save_safetensors(tensors, path, {"format": "pt", "variant": variant.name, **metadata})
     except (CorruptWeightsError, UnsafeCheckpointError):
         _remove(downloaded)  # the next try shall not find the same file again
         raise
-    files.write_record(path, variant=variant.name, kind=source.kind, location=source.location, source_sha256=digest)
+    records.write_record(path, variant=variant.name, kind=source.kind, location=source.location, source_sha256=digest)
 
 
 def _downloaded(source: Source, progress: bool) -> tuple[Path, str]:
     """A source's file, shared by the variants made from it, and its SHA-256, which may never change."""
     path = _download_path(source)
     with _lock(path.name):
-        record = files.read_json(files.record_path(path))
+        record = files.read_json(records.record_path(path))
         if record is not None and record.get(source.kind) != source.location:
             _logger.warning("%s is of another source. It is downloaded again.", path)
             record = None
@@ -356,7 +356,7 @@ def _downloaded(source: Source, progress: bool) -> tuple[Path, str]:
         digest = get(source.location, path, expected_sha256=expected, at_most=_most_bytes(source), progress=progress)
         _compare_with_record(source, digest)
         files.write_json(
-            files.record_path(path), {source.kind: source.location, "sha256": digest, "size": path.stat().st_size}
+            records.record_path(path), {source.kind: source.location, "sha256": digest, "size": path.stat().st_size}
         )
         return path, digest
 
@@ -386,7 +386,7 @@ def _download_path(source: Source) -> Path:
 
 
 def _check_download(path: Path, progress: bool) -> str:
-    record = files.read_record(path) or {}
+    record = records.read_record(path) or {}
     digest = files.sha256(path, progress)
     if digest != record.get("sha256"):
         raise CorruptWeightsError(
@@ -409,13 +409,13 @@ def _fetch_from_hub(hub: _HubFile, variant: Variant, path: Path, progress: bool)
             f"{hub.filename} of {hub.repo} on the Hub isn't the expected file: its SHA-256 is {digest} "
             f"instead of {expected}. {advice}"
         )
-    _check_variant(files.read_metadata(found).get("variant"), variant, found)
+    _check_variant(safetensors_format.read_metadata(found).get("variant"), variant, found)
     if hub.sha256 is None:
         files.write_json(seen_path, {"repo": hub.repo, "filename": hub.filename, "sha256": digest})
-    files.remove_record(path)
+    records.remove_record(path)
     link(found, path)
     location = f"{hub.repo}/{hub.filename}" + (f"@{hub.revision}" if hub.revision else "")
-    files.write_record(path, variant=variant.name, kind="hub", location=location, source_sha256=digest)
+    records.write_record(path, variant=variant.name, kind="hub", location=location, source_sha256=digest)
 
 
 # ------------------------------------------------------------------------------------------- plumbing
@@ -473,7 +473,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"{path} can't be removed ({files.reason_of(error)}). Remove it yourself.") from error
-    files.remove_record(path)
+    records.remove_record(path)
 
 
 def first_sentence(error: Exception) -> str:

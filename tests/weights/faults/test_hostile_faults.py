@@ -18,7 +18,7 @@ from tests.weights.faults.test_file_faults import create, nano_state, not_create
 from zoo.catalog import Source
 from zoo.errors import CheckpointMismatchError, CorruptWeightsError, DownloadError, UnsafeCheckpointError
 from zoo.weights import cached_path, fetch, save_safetensors, sources
-from zoo.weights.disk import files
+from zoo.weights.disk import records
 from zoo.weights.network.download import download
 
 
@@ -70,19 +70,19 @@ def test_file_written_over_under_a_model(tmp_path: Path) -> None:
 def test_weights_under_the_record_of_others(tmp_path: Path, reads: Reads) -> None:
     path = tmp_path / "own.safetensors"
     save_safetensors(nano_state(), path, {})
-    files.write_record(path, variant="x", kind="file", location="x", source_sha256="")
+    records.write_record(path, variant="x", kind="file", location="x", source_sha256="")
     save_safetensors({key: value + 1 for key, value in nano_state().items()}, path, {})
     with pytest.raises(CorruptWeightsError) as caught:
-        files.check_quick(path)
+        records.check_quick(path)
     reads(caught.value)
 
 
 def test_record_that_is_none(tmp_path: Path, reads: Reads) -> None:
     path = tmp_path / "own.safetensors"
     save_safetensors(nano_state(), path, {})
-    files.record_path(path).write_text('{"size": 1}')
+    records.record_path(path).write_text('{"size": 1}')
     with pytest.raises(CorruptWeightsError) as caught:
-        files.check_quick(path)
+        records.check_quick(path)
     reads(caught.value)
 
 
@@ -90,7 +90,7 @@ def test_cache_with_another_variant(reads: Reads) -> None:
     variant = variant_of(Source("url", "http://127.0.0.1:9/a.pth"))
     path = cached_path(variant)
     save_safetensors(nano_state(), path, {})
-    files.write_record(path, variant="croco_other.tag", kind="file", location="x", source_sha256="")
+    records.write_record(path, variant="croco_other.tag", kind="file", location="x", source_sha256="")
     with pytest.raises(CheckpointMismatchError) as caught:
         fetch(variant, convert)
     reads(caught.value)

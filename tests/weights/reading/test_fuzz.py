@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tests.support.checkpoints import reference_state, save_pickle_in_legacy, save_pickle_in_zip, save_training
 from zoo.errors import ZooError
 from zoo.weights import read_checkpoint, save_safetensors
-from zoo.weights.disk import files
+from zoo.weights.disk import safetensors_format
 from zoo.weights.reading.rebuild import FUNCTIONS, VALUES
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid escape sequence")  # pickletools, about mutated text
@@ -211,7 +211,7 @@ def test_mutated_files(
         del content[int(cut * len(content)) :]
     path.write_bytes(content + tail)
     read_harmlessly(path)
-    read_harmlessly(path, files.header_digest)
+    read_harmlessly(path, safetensors_format.header_digest)
 
 
 @quick
@@ -219,7 +219,7 @@ def test_mutated_files(
 def test_random_files(path: Path, head: bytes, body: bytes) -> None:
     path.write_bytes(head + body)
     assert read_harmlessly(path) != "read"
-    read_harmlessly(path, files.header_digest)
+    read_harmlessly(path, safetensors_format.header_digest)
 
 
 # ------------------------------------------------------------------------------------------- safetensors
@@ -254,8 +254,8 @@ def write_safetensors(path: Path, header: bytes, data: bytes) -> None:
 def test_any_header(path: Path, header: Any, size: int) -> None:
     write_safetensors(path, json.dumps(header).encode(), bytes(size))
     read_harmlessly(path)
-    read_harmlessly(path, files.header_digest)
-    read_harmlessly(path, files.read_metadata)
+    read_harmlessly(path, safetensors_format.header_digest)
+    read_harmlessly(path, safetensors_format.read_metadata)
 
 
 @quick

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from zoo.catalog import VARIANTS, Source
 from zoo.errors import ZooError
-from zoo.weights.disk import files
+from zoo.weights.disk import records
 
 
 def known_variants(path: Path, said: Any, sha256: str | None = None, repo: str | None = None) -> dict[str, str]:
@@ -41,7 +41,7 @@ def _recorded(source: Source, sha256: str | None) -> bool:
 def _record(path: Path) -> dict[str, Any]:
     """What the zoo has noted beside a download."""
     try:
-        return files.read_record(path) or {}
+        return records.read_record(path) or {}
     except (ZooError, OSError):
         return {}
 

@@ -21,7 +21,7 @@ from zoo.layers.positions.tables import GridTable
 from zoo.models.shared.ancestry import Ancestor, ancestor_of
 from zoo.models.shared.identify import check_model_state
 from zoo.weights import Checkpoint, KeyRules, without_prefixes
-from zoo.weights.disk import files
+from zoo.weights.disk import records
 
 _logger = logging.getLogger("zoo")
 
@@ -255,8 +255,8 @@ def _fitted(key: str, fit: Callable[[Tensor], Tensor], table: Tensor) -> Tensor:
 
 
 def _warn_of_nan(state: Mapping[str, Tensor], name: str, path: Path) -> None:
-    known = files.recorded_not_finite(path)
-    bad = [key for key, value in state.items() if not files.is_finite(value)] if known is None else known
+    known = records.recorded_not_finite(path)
+    bad = [key for key, value in state.items() if not records.is_finite(value)] if known is None else known
     bad = [key for key in bad if key in state]
     if bad:
         listed = ", ".join(map(printable, bad[:3])) + (", ..." if len(bad) > 3 else "")

@@ -24,7 +24,7 @@ from zoo.errors import DataError
 from zoo.models.making.arguments import MAX_CLASSES
 from zoo.photos import MAX_BYTES, read_image
 from zoo.weights import cache_dir, save_safetensors
-from zoo.weights.disk import files
+from zoo.weights.disk import safetensors_format
 
 _logger = logging.getLogger("zoo")
 
@@ -128,7 +128,7 @@ def _shard_index(paths: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 def _read_index(cached: Path, sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """What was kept of shards of these sizes. Raises OSError, ValueError or SafetensorError if it can't be theirs."""
-    files.header_digest(cached)
+    safetensors_format.header_digest(cached)
     with safe_open(cached, "np") as file:
         index, ends = file.get_tensor("index"), file.get_tensor("ends")
     if index.dtype != np.int64 or index.shape[1:] != (3,) or ends.dtype != np.int64 or ends.shape != (len(sizes),):

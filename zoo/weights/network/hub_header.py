@@ -13,7 +13,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 from torch import Tensor
 
 from zoo.errors import WeightsUnavailableError
-from zoo.weights.disk import files
+from zoo.weights.disk import safetensors_format
 from zoo.weights.network.download import check_reachable
 from zoo.weights.network.hub import HUB_FILENAME, SHA256, explained
 from zoo.weights.reading.unpickle import Checkpoint
@@ -51,7 +51,7 @@ def read_hub_header(repo: str, revision: str | None, with_values: Callable[[str]
         if found.size is None or found.commit_hash is None:
             raise NoHeaderError(f"{place} can't be looked at: the server tells neither size nor commit. Download it.")
         file = _RemoteFile(found.location, found.size, place)
-        header = files.header_of(place, file.read, found.size)
+        header = safetensors_format.header_of(place, file.read, found.size)
         tensors: dict[str, Tensor] = {}
         left = _MAX_VALUES
         for entry in header.entries:

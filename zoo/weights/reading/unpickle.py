@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import CorruptWeightsError, UnsafeCheckpointError, WeightsUnavailableError, ZooError, printable
-from zoo.weights.disk import files
+from zoo.weights.disk import files, safetensors_format
 from zoo.weights.reading import zips
 from zoo.weights.reading.pickles import Grammar, Placeholder, read_pickle
 from zoo.weights.reading.rebuild import FUNCTIONS, MAX_NUMBER, PRICES, READABLE, VALUES, Storage, unreadable_kind
@@ -84,7 +84,7 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False, checked: bool = T
         with files.open_regular(path) as file:
             read = _container(path, file.read(64))
             if read is _read_safetensors:
-                files.read_header(path)  # before all the rest is read
+                safetensors_format.read_header(path)  # before all the rest is read
             file.seek(0)
             buffer = _in_memory(file, mapped)
     except FileNotFoundError as error:
@@ -199,7 +199,7 @@ def _split(entries: dict[Any, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise UnreadableTensorError(f"{printable(key)} ({printable(kind)})")
         else:
             rest[key] = value
-    if len(tensors) > files.MAX_TENSORS or any(len(name) > _MAX_NAME for name in tensors):
+    if len(tensors) > safetensors_format.MAX_TENSORS or any(len(name) > _MAX_NAME for name in tensors):
         raise LookupError("it has more tensors, or longer names, than any model")
     return tensors, rest
 
@@ -216,7 +216,9 @@ def _split_branches(entries: dict[Any, Any]) -> tuple[dict[str, Tensor], dict[st
         return tensors, rest
     branches = {_label(branch): inner for branch, inner in entries.items() if type(inner) is dict}
     # Many branches may be one and the same dictionary.
-    if sum(map(len, branches.values())) > files.MAX_TENSORS or any(len(branch) > _MAX_NAME for branch in branches):
+    if sum(map(len, branches.values())) > safetensors_format.MAX_TENSORS or any(
+        len(branch) > _MAX_NAME for branch in branches
+    ):
         raise LookupError("its branches have more entries, or longer names, than any model")
     return _split(
         {f"{branch}.{_label(key)}": value for branch, inner in branches.items() for key, value in inner.items()}
@@ -227,7 +229,7 @@ def _split_branches(entries: dict[Any, Any]) -> tuple[dict[str, Tensor], dict[st
 
 
 def _read_safetensors(path: Path, buffer: mmap.mmap) -> Checkpoint:
-    header = files.parse_header(path, buffer)
+    header = safetensors_format.parse_header(path, buffer)
     tensors: dict[str, Tensor] = {}
     for entry in header.entries:
         start, end, dtype = header.data + entry.start, header.data + entry.end, entry.dtype
