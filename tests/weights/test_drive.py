@@ -16,7 +16,7 @@ from tests.support.checkpoints import RULES, FileServer, Reply, convert, referen
 from zoo.catalog import Source
 from zoo.errors import WeightsUnavailableError
 from zoo.weights import cache_dir, cached_path, fetch, source_of, sources, verify
-from zoo.weights.network import download as download_module
+from zoo.weights.network import drive as drive_module
 
 ID = "1AbCdEfGhIjKlMnOpQrStUvWxYz012345"
 PATH = f"/uc?id={ID}"
@@ -43,7 +43,7 @@ def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServe
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(sources, "LOCK_FILE", tmp_path / "weights.lock.json")
-    monkeypatch.setattr(download_module, "check_reachable", lambda url: None)
+    monkeypatch.setattr(drive_module, "check_reachable", lambda url: None)
     get = requests.Session.get
     with FileServer({PATH: CONTENT}) as server:
         server.headers = lambda content: {
@@ -113,7 +113,7 @@ def test_connection_cut(drive: FileServer, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_slow_drip(drive: FileServer, reads: Reads, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download_module, "DRIVE_WINDOW", 0.2)
+    monkeypatch.setattr(drive_module, "DRIVE_WINDOW", 0.2)
     drive.faults = [Reply(drip=0.02)] * 9
     reads(refused())
     drive.faults = []

@@ -35,7 +35,8 @@ from zoo.errors import (
 )
 from zoo.weights.authors import fetch_from_authors
 from zoo.weights.disk import files, records, safetensors_format
-from zoo.weights.network.download import download, download_from_drive
+from zoo.weights.network.download import download
+from zoo.weights.network.drive import download_from_drive
 from zoo.weights.network.hub import HUB_FILENAME, check_arrived, hub_file
 from zoo.weights.reading.unpickle import Checkpoint, read_checkpoint
 

@@ -18,6 +18,7 @@ from zoo.catalog import Source, Variant
 from zoo.errors import CorruptWeightsError
 from zoo.weights import cache_dir, cached_path, sources
 from zoo.weights.network import download as download_module
+from zoo.weights.network import reach
 
 
 def test_connection_refused(reads: Reads) -> None:
@@ -37,7 +38,7 @@ def test_name_not_resolved(reads: Reads, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_name_resolution_hangs(reads: Reads, monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: over.wait(9) and [])
-    monkeypatch.setattr(download_module, "PROBE_TIMEOUT", 0.2)
+    monkeypatch.setattr(reach, "PROBE_TIMEOUT", 0.2)
     reads(refused(variant_of(Source("url", "https://weights.invalid/CroCo.pth"))))
     over.set()
 

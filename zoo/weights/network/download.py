@@ -1,45 +1,36 @@
-"""Downloading one file over HTTP: resumed, retried, verified, and never half there under its final name.
-
-A machine without a network hears so within two seconds per host instead of waiting for timeouts.
-"""
+"""Downloading one file over HTTP: resumed, retried, verified, and never half there under its final name."""
 
 from __future__ import annotations
 
 import errno
-import glob
 import os
-import queue
 import random
 import re
 import shutil
-import socket
-import stat
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
-from zoo.errors import (
-    CorruptWeightsError,
-    DownloadError,
-    StorageError,
-    WeightsUnavailableError,
-    ZooError,
-    printable,
+from zoo.errors import CorruptWeightsError, DownloadError, StorageError, printable
+from zoo.weights.disk.files import read_json, write_json
+from zoo.weights.network.parts import (
+    accept,
+    discard,
+    open_part,
+    part_of,
+    progress_bar,
+    saving,
+    state_path,
+    too_large_error,
+    web_page_error,
 )
-from zoo.weights.disk.files import read_json, sha256, write_json
+from zoo.weights.network.reach import HINT, check_reachable
 
 if TYPE_CHECKING:  # imported where they are used: whoever has the weights already needs neither
     import requests
     import urllib3
 
 # Seconds.
-PROBE_TIMEOUT = 2.0
 CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 30.0
 BACKOFF = 1.0  # before the second try, doubled before each further one
@@ -49,14 +40,12 @@ MAX_RETRY_AFTER = 60.0
 # A timeout holds for each read alone: a byte a second would keep a transfer alive for years.
 MIN_SPEED = 1024.0  # bytes a second
 WINDOW = 30.0  # seconds over which it is measured
-DRIVE_WINDOW = 120.0  # seconds in which something of a file on Google Drive must arrive
 
 FIRST_TRIES = 2  # while the server has not sent anything
 TRIES = 5  # in a row without progress, once it has
 
 _BUSY = (408, 425, 429, 500, 502, 503, 504)  # what may pass
 _CHUNK = 1 << 16
-_HINT = "Check the network, or get the file elsewhere and put it into the folder that ZOO_WEIGHTS names."
 
 
 LARGEST = 1 << 35
@@ -109,188 +98,11 @@ def download(
     much, or when the file isn't the expected one; StorageError when the file can't be written.
     """
     check_reachable(url)
-    part = _part_of(path)
-    with _saving(url, path):
+    part = part_of(path)
+    with saving(url, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _transfer_with_retries(url, part, at_most, progress)
-        return _accept(url, part, path, expected_sha256, progress)
-
-
-def download_from_drive(
-    file_id: str, path: Path, *, expected_sha256: str | None = None, at_most: int = LARGEST, progress: bool = True
-) -> str:
-    """`download` for a public file on Google Drive, through the package gdown.
-
-    Google doesn't say whether a file is still the one that a part of it is here of. So the next call goes on with that
-    part only if the whole's digest is known.
-
-    Raises WeightsUnavailableError without gdown, and what `download` raises.
-    """
-    import requests
-
-    link = f"https://drive.google.com/file/d/{file_id}"
-    by_hand = "in a browser, save the file and convert it with `zoo convert`"
-    try:
-        import gdown
-        from gdown.exceptions import DownloadCancelled, FileURLRetrievalError
-        from gdown.exceptions import DownloadError as TransferError
-    except ImportError as error:
-        raise WeightsUnavailableError(
-            "gdown 6.5 or later is not installed; get it with pip install 'pretext-zoo[drive]', or open "
-            f"{link} {by_hand}."
-        ) from error
-    check_reachable(link)
-    part = _part_of(path)
-    received, stalled, over = 0, threading.Event(), threading.Event()
-
-    def show(size: int, total: int | None) -> None:  # gdown calls it for every 512 kB
-        nonlocal received
-        received, bar.total = size, total
-        bar.update(size - bar.n)
-        if size > at_most:
-            stalled.set()
-
-    def watch() -> None:
-        before = -1
-        while not over.wait(DRIVE_WINDOW):
-            if received == before:
-                stalled.set()
-            before = received
-
-    with _saving(link, path), _bar(path.name, progress) as bar:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for kept in path.parent.glob(glob.escape(part.name) + "*.part"):  # gdown's own names
-            if expected_sha256 is None:
-                kept.unlink()
-            else:
-                _keep_if_plain(kept)
-        threading.Thread(target=watch, daemon=True).start()
-        try:
-            gdown.download(
-                id=file_id,
-                output=str(part),
-                quiet=True,
-                resume=expected_sha256 is not None,
-                progress=show,
-                timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
-                retries=TRIES,
-                cancel=stalled,
-            )
-        except FileURLRetrievalError as error:
-            raise DownloadError(
-                f"Google Drive shows a page instead of the file, about a quota or a login: open {link} {by_hand}. "
-                f"The page says: {printable(' '.join(str(error).split()), 500)}"
-            ) from error
-        except (TransferError, DownloadCancelled, requests.RequestException) as error:
-            if received > at_most:
-                _discard(part)
-                for kept in path.parent.glob(glob.escape(part.name) + "*.part"):
-                    kept.unlink()
-                raise _too_large(link, at_most) from error
-            reason = "too slow" if stalled.is_set() else printable(" ".join(str(error).split()), 500)
-            raise DownloadError(f"{link} can't be downloaded ({reason}). {_HINT}") from error
-        finally:
-            over.set()
-        return _accept(link, part, path, expected_sha256, progress)
-
-
-def check_reachable(url: str) -> None:
-    """Return at once if the URL's host accepts connections; with a proxy set, that is left to the proxy.
-
-    Raises DownloadError after PROBE_TIMEOUT at the latest, even if name resolution hangs.
-    """
-    import requests
-
-    if requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url)):
-        return
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # None: connected, text: why not
-
-    def connect(family: int, address: tuple) -> None:
-        try:
-            with socket.socket(family, socket.SOCK_STREAM) as probe:
-                probe.settimeout(PROBE_TIMEOUT)
-                probe.connect(address)
-            answers.put(None)
-        except OSError as error:
-            answers.put(error.strerror or str(error))
-
-    def resolve() -> None:
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            answers.put(f"its name can't be resolved: {getattr(error, 'strerror', None) or error}")
-            return
-        # All addresses at once: one family that leads nowhere must not hide another that works.
-        expected.append(len(found))
-        for family, _, _, _, address in found:
-            threading.Thread(target=connect, args=(family, address), daemon=True).start()
-
-    expected: list[int] = []
-    deadline = time.monotonic() + PROBE_TIMEOUT
-    threading.Thread(target=resolve, daemon=True).start()
-    reasons: list[str] = []
-    while not reasons or (expected and len(reasons) < expected[0]):
-        try:
-            reason = answers.get(timeout=max(0.0, deadline - time.monotonic()))
-        except queue.Empty:
-            reasons.append(f"no answer within {PROBE_TIMEOUT:g} s")
-            break
-        if reason is None:
-            return
-        reasons.append(reason)
-    raise DownloadError(f"{host} can't be reached ({reasons[-1]}) for {url}. {_HINT}")
-
-
-@contextmanager
-def _saving(url: str, path: Path) -> Iterator[None]:
-    """Tell the user about a disk that is full or can't be written."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, ZooError):
-            raise
-        raise StorageError(
-            f"{url} can't be saved to {path} ({error.strerror or error}). Free some space or set ZOO_CACHE to another "
-            "folder."
-        ) from error
-
-
-def _part_of(path: Path) -> Path:
-    """Where a download grows; what lies there and isn't a file of its own is removed."""
-    part = path.with_name(path.name + ".part")
-    _keep_if_plain(part)
-    return part
-
-
-def _accept(url: str, part: Path, path: Path, expected_sha256: str | None, progress: bool) -> str:
-    """Give a complete download its final name if it is what was expected; returns its SHA-256."""
-    _refuse_web_page(url, part)
-    digest = sha256(part, progress)
-    if expected_sha256 is not None and digest != expected_sha256:
-        _discard(part)
-        raise DownloadError(
-            f"{url} isn't the file that was expected: its SHA-256 is {digest} instead of {expected_sha256}. Try again; "
-            "if that keeps happening, the file was replaced on the server and shouldn't be used."
-        )
-    os.replace(part, path)
-    _state_path(part).unlink(missing_ok=True)
-    return digest
-
-
-def _bar(name: str, progress: bool, total: int | None = None, initial: int = 0) -> tqdm:
-    """A line of its own for each of several downloads; on a terminal only."""
-    return tqdm(
-        total=total,
-        initial=initial,
-        desc=name,
-        unit="B",
-        unit_scale=True,
-        leave=None,
-        disable=None if progress else True,
-    )
+        return accept(url, part, path, expected_sha256, progress)
 
 
 def _transfer_with_retries(url: str, part: Path, at_most: int, progress: bool) -> None:
@@ -311,7 +123,7 @@ def _transfer_with_retries(url: str, part: Path, at_most: int, progress: bool) -
                 limit = TRIES
             best = max(best, size)
             if failures >= limit:
-                raise DownloadError(f"{url} can't be downloaded ({error}, tried {failures} times). {_HINT}") from error
+                raise DownloadError(f"{url} can't be downloaded ({error}, tried {failures} times). {HINT}") from error
             time.sleep(delay(failures, error.after or 0.0))
 
 
@@ -333,13 +145,13 @@ def _transfer(url: str, part: Path, at_most: int, progress: bool) -> None:
     try:
         with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT)) as response:
             if response.status_code == 416:  # what is here is no beginning of what is there
-                _discard(part)
+                discard(part)
                 raise _Retry("the server could not resume")
             _check_response(url, response)
             offset, total = _extent(response, offset)
             if (total or 0) > at_most:
-                _discard(part)
-                raise _too_large(url, at_most)
+                discard(part)
+                raise too_large_error(url, at_most)
             # A server may ignore If-Range: what it sends is the rest of this file only if it says so.
             spliced = offset > 0 and _validator(response) != validator
             if not spliced:
@@ -349,7 +161,7 @@ def _transfer(url: str, part: Path, at_most: int, progress: bool) -> None:
     except SlowTransfer as error:
         raise _Retry(str(error)) from error
     if spliced:
-        _discard(part)
+        discard(part)
         _transfer(url, part, at_most, progress)
     elif total is not None and size != total:
         raise _Retry(f"{size} of {total} bytes arrived")
@@ -366,10 +178,10 @@ def _receive(
 ) -> int:
     """Write what arrives into `part`, from `offset` on; its size then."""
     if not offset:
-        _discard(part)
+        discard(part)
     _check_free(part, 0 if total is None else total - offset)
-    write_json(_state_path(part), {"url": url, "validator": _validator(response)})
-    with _open_part(part) as file, _bar(part.stem, progress, total, offset) as bar:
+    write_json(state_path(part), {"url": url, "validator": _validator(response)})
+    with open_part(part) as file, progress_bar(part.stem, progress, total, offset) as bar:
         file.seek(offset)
         file.truncate()
         pace, looked = Pace(), offset
@@ -381,12 +193,12 @@ def _receive(
                 bar.update(len(chunk))
                 if total is None and file.tell() > min(at_most, looked + _LOOK):
                     if file.tell() > at_most:
-                        raise _too_large(url, at_most)
+                        raise too_large_error(url, at_most)
                     looked = file.tell()
                     _check_free(part, SPARE)
         except (DownloadError, StorageError, OSError):
             if total is None:  # nobody knows whether the rest would ever come
-                _discard(part)
+                discard(part)
             raise
         finally:
             file.flush()
@@ -398,26 +210,6 @@ def _check_free(part: Path, needed: int) -> None:
     """Raise the OSError of a full disk, before it is full, unless `needed` bytes are free."""
     if shutil.disk_usage(part.parent).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _too_large(url: str, at_most: int) -> DownloadError:
-    return DownloadError(
-        f"{url} can't be downloaded: its server sends more than the {at_most} bytes that the file can have, so nothing "
-        f"of it was kept. {_HINT}"
-    )
-
-
-def _open_part(part: Path) -> BinaryIO:
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    return os.fdopen(os.open(part, flags, 0o666), "r+b")
-
-
-def _keep_if_plain(part: Path) -> None:
-    """Remove what lies there if it is no file, or one that has other names: it would be written to through this one."""
-    with suppress(OSError):  # such as a folder, which is told when it can't be written
-        found = part.lstat()
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-            part.unlink()
 
 
 def _check_response(url: str, response: requests.Response) -> None:
@@ -432,10 +224,10 @@ def _check_response(url: str, response: requests.Response) -> None:
             + "et it elsewhere and put it into the folder that ZOO_WEIGHTS names."
         )
     if response.headers.get("Content-Type", "").startswith("text/html"):
-        raise _web_page(url)
+        raise web_page_error(url)
     if response.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
         raise DownloadError(  # a few bytes could become any number, and the sizes are those of something else
-            f"{url} can't be downloaded: its server sends it compressed, although it was asked not to. {_HINT}"
+            f"{url} can't be downloaded: its server sends it compressed, although it was asked not to. {HINT}"
         )
 
 
@@ -465,36 +257,12 @@ def _validator(response: requests.Response) -> str | None:
 def _resume_point(url: str, part: Path) -> tuple[int, str]:
     """Size of the part that is here and validator to resume it with; (0, "") to start from the beginning."""
     try:
-        state = read_json(_state_path(part)) or {}
+        state = read_json(state_path(part)) or {}
     except CorruptWeightsError:
         state = {}
     if not part.exists() or state.get("url") != url or not isinstance(state.get("validator"), str):
         return 0, ""
     return part.stat().st_size, state["validator"]
-
-
-def _refuse_web_page(url: str, part: Path) -> None:
-    with part.open("rb") as file:
-        head = file.read(512).lstrip().lower()
-    if head.startswith((b"<!doctype html", b"<html")):
-        _discard(part)
-        raise _web_page(url)
-
-
-def _web_page(url: str) -> DownloadError:
-    return DownloadError(
-        f"{url} is a web page instead of a file, such as a login page or a network's portal. Open it in a "
-        "browser to see what it asks for."
-    )
-
-
-def _discard(part: Path) -> None:
-    part.unlink(missing_ok=True)
-    _state_path(part).unlink(missing_ok=True)
-
-
-def _state_path(part: Path) -> Path:
-    return part.with_name(part.name + ".json")
 
 
 def _reason(error: requests.RequestException | urllib3.exceptions.HTTPError) -> str:

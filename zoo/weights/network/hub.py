@@ -15,7 +15,8 @@ from huggingface_hub import constants, errors, get_session, get_token, hf_hub_do
 
 from zoo.errors import CorruptWeightsError, DownloadError, StorageError, WeightsUnavailableError, ZooError, printable
 from zoo.weights.disk import files
-from zoo.weights.network.download import FIRST_TRIES, LARGEST, TRIES, Pace, SlowTransfer, check_reachable, delay
+from zoo.weights.network.download import FIRST_TRIES, LARGEST, TRIES, Pace, SlowTransfer, delay
+from zoo.weights.network.reach import check_reachable
 
 HUB_FILENAME = "model.safetensors"  # timm's name for it
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from zoo.errors import WeightsUnavailableError
 from zoo.weights.disk import safetensors_format
-from zoo.weights.network.download import check_reachable
 from zoo.weights.network.hub import HUB_FILENAME, SHA256, explained
+from zoo.weights.network.reach import check_reachable
 from zoo.weights.reading.unpickle import Checkpoint
 
 _FIRST = 1 << 18  # bytes asked for at first; the headers of the zoo's largest models have 120 kB
