@@ -203,7 +203,7 @@ def test_relative_bias_starts_at_zero_where_pretraining_had_none(name: str) -> N
 
 def test_checkpoints_of_other_variants_are_recognized(monkeypatch: pytest.MonkeyPatch) -> None:
     def complaint(name: str, served: str) -> str:
-        monkeypatch.setattr(zoo.weights, "read_checkpoint", lambda path: reference_checkpoint(served))
+        monkeypatch.setattr(zoo.weights, "read_checkpoint", lambda path, **how: reference_checkpoint(served))
         with pytest.raises(CheckpointMismatchError) as error:
             timm.create_model(name, pretrained=True, pretrained_cfg_overlay=dict(file="served.pth"))
         return str(error.value)
