@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from inspect import signature
@@ -69,10 +72,26 @@ def identify(checkpoint: Checkpoint, known: Mapping[str, str] | None = None) -> 
     # shapes tell it all, but for tables of positions, whose values tell their grid
     shapes = {key: value if tells_by_values(key) else value.to("meta") for key, value in checkpoint.tensors.items()}
     checkpoint = replace(checkpoint, tensors=shapes)
-    matches, nearest = _look(checkpoint, known or {})
-    if not matches and nearest is None:
-        nearest = _nearest_below(checkpoint)
+    with _unlogged():
+        matches, nearest = _look(checkpoint, known or {})
+        if not matches and nearest is None:
+            nearest = _nearest_below(checkpoint)
     return matches, nearest
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """What this thread's conversions log in the meantime is of trials, and would be taken for the caller's own."""
+    logger, thread = logging.getLogger("zoo"), threading.get_ident()
+
+    def from_elsewhere(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    logger.addFilter(from_elsewhere)
+    try:
+        yield
+    finally:
+        logger.removeFilter(from_elsewhere)
 
 
 def _look(checkpoint: Checkpoint, known: Mapping[str, str]) -> tuple[list[Match], Nearest | None]:
