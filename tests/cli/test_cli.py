@@ -203,16 +203,20 @@ def test_verify(zoo: Run, tmp_path: Path, weights: Path, monkeypatch: pytest.Mon
 
 def test_train(zoo: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = ("batch_size=2", "schedule.length=2", "schedule.warmup=1", "log_steps=1", "optimizer.lr=1e-4")
+    settings = ("batch_size=2", "schedule.length=2", "schedule.warmup=9", "log_steps=1", "optimizer.lr=1e-4")
     args = ("train", "croco_nano", "--workers", 0, *(word for setting in settings for word in ("--set", setting)))
     code, text, err = zoo(*args, "--dry-run")
     assert code == 0, err
-    assert "2 of 2 samples" in text and "peak learning rate 0.0001" in text and "GiB at peak" in text
+    assert (
+        "2 of 2 samples, the first 2 warm up" in text and "peak learning rate 0.0001" in text and "GiB at peak" in text
+    )
     assert not (tmp_path / "runs").exists()
     code, text, err = zoo(*args)
     assert code == 0, err
     assert text.splitlines()[-1] == "runs/croco_nano/model.safetensors"
     assert len(load_file("runs/croco_nano/model.safetensors")) > 100
+    code, text, err = zoo("export", "runs/croco_nano/model.safetensors", "-o", "croco.pth")
+    assert code == 0 and text.endswith(f" tensors of {PAIR.partition('.')[0]}, reference names\n"), err  # of no tag
     code, _, err = zoo(*args, "--set", "seed=1")
     assert code == 2 and "holds a run with other settings (seed)" in err
 
@@ -237,7 +241,12 @@ FAILURES = {
     ),
     "variant without weights": (
         ["complete", "a.png", "a.png", "-o", "x.png", "--model", "croco_base_patch16_224_cat512d8"],
-        "has no published weights",
+        "train it with `zoo train croco_base --set model=croco_base_patch16_224_cat512d8`, name the run's folder; or "
+        "choose one of `zoo list --form binocular --pretrained`",
+    ),
+    "variant to train first": (
+        ["flow", "a.png", "a.png", "--model", "croco_nano_patch8_dec128d4_flow"],
+        "train it with `zoo train croco_nano_flow`, name the run's folder",
     ),
     "encoder to complete": (["complete", "a.png", "a.png", "-o", "x.png", "--model", ENCODER], "can't complete photos"),
     "encoder to demonstrate": (["demo", "--model", ENCODER], "zoo list --form binocular"),
@@ -274,6 +283,8 @@ def test_failures(
     code, out, err = zoo(*(str(weights) if arg == "WEIGHTS" else arg for arg in args))
     assert (code, out) == (2, "")
     assert message in err and "Traceback" not in err
+    if case == "weights of another model":
+        assert err.count(": left out ") == 2, "more than its own conversion: those tried to tell whose the file is"
     assert sorted(photos.rglob("*")) == before
 
 

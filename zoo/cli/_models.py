@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from zoo.catalog import Variant
+from zoo.catalog import VARIANTS, Variant
 from zoo.cli._app import need
 from zoo.errors import UnknownVariantError, WeightsUnavailableError
 from zoo.lookup import find_variant
@@ -16,7 +16,24 @@ def load_model(variant: Variant, weights: Path | None, args: dict[str, Any] | No
     import timm
 
     overlay = dict(file=str(weights)) if weights is not None else None
-    return timm.create_model(variant.name, pretrained=True, pretrained_cfg_overlay=overlay, **args or {}).eval()
+    try:
+        return timm.create_model(variant.name, pretrained=True, pretrained_cfg_overlay=overlay, **args or {}).eval()
+    except WeightsUnavailableError as error:
+        if variant.sources:
+            raise
+        train = f"train it with `{training_command(variant)}`, name the run's folder; or " if variant.recipe else ""
+        raise WeightsUnavailableError(
+            f"{variant.name} has no published weights; {train}choose one of `zoo list --form {variant.form} "
+            "--pretrained`."
+        ) from error
+
+
+def training_command(variant: Variant) -> str:
+    """What trains a variant that has a recipe. One without weights may share that of a published architecture."""
+    shared = not variant.sources and any(
+        other.sources and (other.recipe, other.form) == (variant.recipe, variant.form) for other in VARIANTS
+    )
+    return f"zoo train {variant.recipe}" + (f" --set model={variant.architecture}" if shared else "")
 
 
 def load_named(model: str, weights: Path | None = None, form: str | None = None, lacks: str = "") -> tuple[Any, str]:

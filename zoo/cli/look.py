@@ -12,6 +12,7 @@ import typer
 
 from zoo.catalog import VARIANTS, Source, Variant
 from zoo.cli._app import print_rows, print_table
+from zoo.cli._models import training_command
 from zoo.errors import CorruptWeightsError, UnknownVariantError
 from zoo.lookup import find_variant
 
@@ -88,7 +89,7 @@ def info(variant: Annotated[str, typer.Argument(help="A variant, or an architect
         *([("notice", entry.notice)] if entry.notice else []),
         ("paper", f"{paper.title} ({paper.venue} {paper.year}), https://arxiv.org/abs/{paper.arxiv}"),
         ("training", entry.training or "not trained yet"),
-        ("recipe", f"zoo train {entry.recipe}" if entry.recipe else "none in the zoo"),
+        ("recipe", training_command(entry) if entry.recipe else "none in the zoo"),
         *([("not known", entry.unknown)] if entry.unknown else []),
         *(("source", _describe_source(source, full=True)) for source in entry.sources),
         *(("local file", line) for line in _describe_local(entry)),

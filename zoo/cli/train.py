@@ -73,7 +73,7 @@ def train(
         run = preview.fit_to_time(run, 60 * minutes, workers=workers, accumulate=accumulate, compiled=compiled)
     source, held_out = build.make_source(run), build.make_validation_source(run)
     plan, labeled = schedule.make_plan(run, len(source)), build.objective_class(run).labeled
-    optimizer = run.optimizer
+    optimizer, warmup = run.optimizer, min(plan.warmup, plan.steps)
     rows = [
         ("recipe", run.name + (f" ({run.source})" if run.source else "")),
         ("model", run.model + (f", from {run.init}" if run.init else "")),
@@ -84,7 +84,7 @@ def train(
             if held_out is not None
             else []
         ),
-        ("steps", f"{plan.steps:,} of {run.batch_size} samples, the first {plan.warmup:,.0f} warm up; {run.precision}"),
+        ("steps", f"{plan.steps:,} of {run.batch_size} samples, the first {warmup:,.0f} warm up; {run.precision}"),
         ("optimizer", f"{optimizer.name}, peak learning rate {plan.lr:.3g}, weight decay {optimizer.weight_decay:g}"),
         ("output", str(folder)),
     ]

@@ -76,6 +76,7 @@ def export(
     path, about = (Path(model) if Path(model).is_file() else None), {}
     if path is None:
         entry = find_variant(model)
+        name = entry.name
     else:
         about = weights.read_checkpoint(path).extra
         name = variant or about.get("variant") or about.get("architecture")
@@ -85,11 +86,11 @@ def export(
     net: ZooModel = load_model(entry, path, _model_args(entry.architecture, about, path))
     state = net.reference_state() if layout is Layout.reference else net.state_dict()
     if output.suffix == ".safetensors":
-        weights.save_safetensors(state, output, {"format": "pt", "variant": entry.name, **net.file_metadata()})
+        weights.save_safetensors(state, output, {"format": "pt", "variant": name, **net.file_metadata()})
     else:
         with files.atomic_writer(output) as file:
             torch.save({"model": state} | (net.reference_settings() if layout is Layout.reference else {}), file)
-    print(f"{output}: {len(state)} tensors of {entry.name}, {layout.value} names")
+    print(f"{output}: {len(state)} tensors of {name}, {layout.value} names")
 
 
 def _model_args(architecture: str, about: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
