@@ -25,8 +25,9 @@ def test_own_parts_as_documented(tmp_path: Path) -> None:
     (command,) = blocks("bash")
     (tmp_path / "my_parts.py").write_text(module)
     (tmp_path / "script.py").write_text(script)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(tmp_path))), "OMP_NUM_THREADS": "1"}
-    arguments = command.replace("\\\n", " ").split()[1:]
+    path, program, *arguments = command.replace("\\\n", " ").split()
+    assert (path, program) == ("PYTHONPATH=.", "zoo")  # `zoo` doesn't look into the current folder by itself
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), ".")), "OMP_NUM_THREADS": "1"}
     for line in ([sys.executable, "-m", "zoo.cli", *arguments, "--workers", "0"], [sys.executable, "script.py"]):
         done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

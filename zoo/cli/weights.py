@@ -79,10 +79,10 @@ def export(
         name = entry.name
     else:
         about = weights.read_checkpoint(path).extra
-        name = variant or about.get("variant") or about.get("architecture")
-        if not (name and isinstance(name, str)):
+        said = variant or about.get("variant") or about.get("architecture")
+        if not (said and isinstance(said, str)):
             raise typer.BadParameter(f"{path} doesn't say which variant it is of; add --variant.")
-        entry = find_variant(name)
+        entry, name = find_variant(said), said
     net: ZooModel = load_model(entry, path, _model_args(entry.architecture, about, path))
     state = net.reference_state() if layout is Layout.reference else net.state_dict()
     if output.suffix == ".safetensors":
