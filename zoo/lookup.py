@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 from zoo.catalog import RENAMED, RETIRED, VARIANTS, Variant
-from zoo.errors import UnknownVariantError
+from zoo.errors import UnknownVariantError, printable
 
 
 def find_variant(name: str) -> Variant:
@@ -29,7 +29,7 @@ def find_variant(name: str) -> Variant:
     likeness = {other: difflib.SequenceMatcher(None, name, other[: len(name) + 2]).ratio() for other in known}
     near = sorted((other for other in known if likeness[other] > 0.6), key=likeness.__getitem__, reverse=True)[:3]
     hint = f"did you mean {' or '.join(near)}?" if near else "`zoo list` prints all of them."
-    raise UnknownVariantError(f"The zoo has no variant called '{name}'; {hint}")
+    raise UnknownVariantError(f"The zoo has no variant called '{printable(name)}'; {hint}")
 
 
 def check_retired(name: str) -> None:

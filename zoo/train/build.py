@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import reprlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from zoo.models.croco import create_pair_model
 from zoo.models.making.arguments import check_arguments
 from zoo.scenes import SceneConfig
 from zoo.settings import check_settings, declared
+from zoo.train import optimizer_state
 from zoo.train.curriculum import Curriculum
 from zoo.train.data import sources
 from zoo.train.data.loading import ENDLESS
@@ -192,11 +194,11 @@ _WEIGHTS_ARGUMENTS = frozenset(("checkpoint_path", "file", "pretrained_cfg", "pr
 
 def _init_file(init: str) -> Path:
     path = Path(init)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path's it takes names of any length
         path /= "model.safetensors"
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise RecipeError(f"The run {init} has no model.safetensors; finish it, or start from another.")
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     if len(path.parts) > 1 or path.suffix in (".safetensors", ".pth", ".pt"):
         raise RecipeError(f"There are no weights {init} to start from; give a file, a run's folder or a variant.")
@@ -257,6 +259,11 @@ def make_optimizer(recipe: Recipe, objective: Objective, fused: bool = False) ->
                 "decay doesn't know; leave out optimizer.layer_decay."
             )
     try:
+        optimizer_state.trial(
+            lambda parameters: create_optimizer_v2(
+                parameters, opt=settings.name, lr=recipe.learning_rate(), weight_decay=settings.weight_decay, **options
+            )
+        )
         optimizer = create_optimizer_v2(
             trained,
             opt=settings.name,
@@ -266,8 +273,12 @@ def make_optimizer(recipe: Recipe, objective: Objective, fused: bool = False) ->
             layer_decay=settings.layer_decay,
             **options,
         )
-    except UNFIT as error:  # a name that timm does not know, or odd numbers
-        raise RecipeError(f"The optimizer '{settings.name}' can't be made ({error}); see timm.optim.") from error
+    except UNFIT as error:  # a name that timm does not know, odd numbers, or a kind that this loop can't drive
+        reason = str(error).strip().partition("\n")[0].rstrip(".")[:200]
+        raise RecipeError(
+            f"The optimizer {reprlib.repr(settings.name)} can't be used ({reason}); choose another of timm.optim, such "
+            "as adamw."
+        ) from error
     for group in optimizer.param_groups:
         group.setdefault("lr_scale", 1.0)
     return optimizer

@@ -23,6 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from zoo.errors import CorruptWeightsError, DivergedError, StorageError, TrainingError, ZooError
+from zoo.train import optimizer_state
 from zoo.train.machines.sharding import all_finite, whole
 from zoo.train.plain_yaml import check_plain
 from zoo.train.recipe import Recipe, parse_recipe
@@ -123,11 +124,7 @@ class Run:
             parts.objective.load_state_dict(_part(tensors, "objective."))
             if parts.average is not None:
                 parts.average.module.load_state_dict(_part(tensors, "average."))
-            saved: dict[int, dict[str, Tensor]] = {}
-            for key, value in _part(tensors, "optimizer.").items():
-                index, _, name = key.partition(".")
-                saved.setdefault(int(index), {})[name] = value.clone()
-            parts.optimizer.load_state_dict({**parts.optimizer.state_dict(), "state": saved})
+            optimizer_state.give(parts.optimizer, _part(tensors, "optimizer."), state.get("optimizer", {}))
         except (RuntimeError, ValueError, LookupError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise TrainingError(
@@ -221,8 +218,8 @@ class Run:
         tensors = {f"objective.{key}": value for key, value in parts.objective.state_dict().items()}
         if parts.average is not None:
             tensors |= {f"average.{key}": value for key, value in parts.average.module.state_dict().items()}
-        for index, values in parts.optimizer.state_dict()["state"].items():
-            tensors.update({f"optimizer.{index}.{name}": value for name, value in values.items()})
+        of_optimizer, numbers = optimizer_state.take(parts.optimizer)
+        tensors |= {f"optimizer.{key}": value for key, value in of_optimizer.items()}
         tensors = whole(tensors, keep=self.main)
         if not self.main:
             return
@@ -232,6 +229,7 @@ class Run:
             recipe=self.recipe.to_dict(),
             ancestry=_ancestry(parts.objective.model),
             best=self.best,
+            optimizer=numbers,
         )
         save_safetensors(tensors, self.checkpoint, {"run": json.dumps(state)})
 
@@ -312,6 +310,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         check_plain(state)
         if not isinstance(state.get("best"), (dict, type(None))):
             raise ValueError("its best validation is none")
+        numbers = state.get("optimizer", {})  # older checkpoints have none
+        if not isinstance(numbers, dict) or any(type(value) not in (bool, int, float) for value in numbers.values()):
+            raise ValueError("what it says of the optimizer is no number")
     except KeyError as error:
         raise CorruptWeightsError(f"{path} is no checkpoint of a run (it has no {error}).") from error
     except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
