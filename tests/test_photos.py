@@ -226,3 +226,11 @@ def test_nobody_else_opens_photos() -> None:
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "Image.open":
                 assert any(keyword.arg == "formats" for keyword in node.keywords), path
     assert photos.FORMATS[0] == "JPEG"
+
+
+@pytest.mark.parametrize("before", [b"P6 ", b"P6 4 4 ", b"P4 4 "])
+def test_comment_of_megabytes(before: bytes) -> None:
+    """Pillow would take a second for each two megabytes."""
+    with pytest.raises(ImageError, match="its header is longer than that of any photo"):
+        read_image("x.ppm", before + b"#" * 10_000_000 + b"\n255\n" + bytes(48))
+    assert read_image("x.ppm", b"P6 #a\n200 200 #b\n255\n" + bytes(120_000)).shape == (200, 200, 3)

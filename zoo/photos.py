@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 from pathlib import Path
 from typing import BinaryIO
@@ -30,6 +31,8 @@ MAX_ASPECT = 200
 
 MAX_BYTES = 1 << 30
 
+_LONGEST_PPM_HEADER = 1 << 16
+
 _ORIENTATION = 0x0112  # of EXIF
 
 
@@ -44,7 +47,7 @@ def read_image(path: str | Path, content: bytes | None = None, enough: int | Non
     try:
         with (
             io.BytesIO(content) if content is not None else _open_regular(path) as file,
-            Image.open(file, formats=FORMATS) as image,
+            Image.open(_with_short_header(file), formats=FORMATS) as image,
         ):
             _check_size(image)
             if enough is not None:
@@ -79,6 +82,17 @@ def _open_regular(path: str | Path) -> BinaryIO:
     if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_BYTES:
         file.close()
         raise ValueError("it is no regular file" if about.st_size <= MAX_BYTES else f"it has {about.st_size:,} bytes")
+    return file
+
+
+def _with_short_header(file: BinaryIO) -> BinaryIO:
+    """The same file, unless it is a PPM whose comments Pillow would read a byte at a time. Raises ValueError."""
+    head = file.read(_LONGEST_PPM_HEADER)
+    file.seek(0)
+    if len(head) == _LONGEST_PPM_HEADER and head[:1] == b"P":
+        words = re.sub(rb"#[^\r\n]*", b"", head).split(maxsplit=3)  # width and height, and of most the largest value
+        if len(words) < (3 if head[1:2] in (b"1", b"4") else 4):
+            raise ValueError("its header is longer than that of any photo")
     return file
 
 

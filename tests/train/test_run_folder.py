@@ -288,3 +288,11 @@ def test_numbers_beyond_measure(tmp_path: Path) -> None:
         with pytest.raises(ZooError):
             run(tmp_path, **{key: value})
     assert time.monotonic() - start < 10
+
+
+def test_log_that_is_a_pipe(tmp_path: Path) -> None:
+    run(tmp_path)
+    (tmp_path / "log.jsonl").unlink()
+    os.mkfifo(tmp_path / "log.jsonl")
+    with pytest.raises(TrainingError, match="can't be read in row 1"):
+        run(tmp_path)

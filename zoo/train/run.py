@@ -364,7 +364,8 @@ def _read_rows(log: Path) -> list[dict[str, Any]]:
     """Rows of a log, without a last one that a kill cut short. Raises TrainingError for what is no such row."""
     rows = []
     try:
-        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+        with files.open_regular(log) as file:
+            lines = file.read().decode().splitlines(keepends=True)
         for line in lines if not lines or lines[-1].endswith("\n") else lines[:-1]:
             row = json.loads(line)
             if type(row["step"]) is not int or type(row["loss"]) not in (int, float):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,9 @@ def test_line_with_too_many_names(tmp_path: Path) -> None:
     (tmp_path / "pairs.txt").write_text("a.jpg b.jpg\n\nmy photo.jpg b.jpg\n")
     with pytest.raises(DataError, match=r"Line 3 of .* names 3 images.*double quotes"):
         ImagePairs(tmp_path)
+
+
+def test_list_that_is_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pairs.txt")
+    with pytest.raises(DataError, match="is no regular file"):
+        read_lines(tmp_path / "pairs.txt")

@@ -48,6 +48,8 @@ def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         b'"b": {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}}',
         b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}',
         b'{"a": 1}',
+        b'{"a": {"dtype": "F32", "shape": [0, 576460752303423488, 576460752303423488], "data_offsets": [0, 0]}, '
+        b'"b": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}',
         b'{"a": {"dtype": [], "shape": [4], "data_offsets": [0, 16]}}',
     ],
 )

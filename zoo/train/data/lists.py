@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zoo.errors import DataError
+from zoo.weights.disk.files import open_regular, size_of
+
+_MAX_BYTES = 1 << 29  # some ten million lines
 
 _MARKS = {  # byte-order marks; UTF-32's begins with UTF-16's
     codecs.BOM_UTF8: "utf-8-sig",
@@ -26,9 +29,14 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     Raises DataError (a ValueError).
     """
     try:
-        content = path.read_bytes()
+        with open_regular(path) as file:
+            if size_of(file) > _MAX_BYTES:
+                raise OSError(f"{size_of(file):,} bytes")
+            content = file.read()
     except OSError as error:
-        raise DataError(f"The list {path} can't be read ({error.strerror}); check its path and permissions.") from error
+        raise DataError(
+            f"The list {path} can't be read ({error.strerror or error}); check its path and permissions."
+        ) from error
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding, "surrogateescape" if encoding == "utf-8" else "strict")
