@@ -30,7 +30,7 @@ from safetensors import safe_open
 
 from zoo.catalog import Variant
 from zoo.demo import show_pair, stereo_pair
-from zoo.evaluate import stereo_ordering
+from zoo.evaluate import flow_scenes, stereo_ordering
 from zoo.evaluate.pairs import HELD_OUT_SEED, load_subject
 from zoo.evaluate.pictures import draw_learning
 from zoo.lookup import find_variant
@@ -106,6 +106,19 @@ def write_stereo(variant: Variant, weights: Path, evaluation: Path, picture: Pat
     save_figure(draw_stereo(photo.left, disparity, photo.disparity, title=variant.name), picture)
 
 
+def write_flow(variant: Variant, weights: Path, evaluation: Path, picture: Path, count: int = 200) -> None:
+    """Measure a flow model on held-out scenes and on the photo of the demo, and draw one of the former."""
+    net = timm.create_model(variant.name, pretrained=True).eval()
+    scenes = flow_scenes.held_out_scenes(variant.recipe, count)
+    result = dict(
+        model=dict(name=variant.name, sha256=files.sha256(weights)),
+        flow=flow_scenes.evaluate(net, scenes),
+        settings=dict(date=date.today().isoformat(), torch=torch.__version__, scenes=count, scene_seed=HELD_OUT_SEED),
+    )
+    evaluation.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    save_figure(flow_scenes.draw_median(net, scenes, variant.name), picture)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a finished run of `zoo train`")
@@ -137,7 +150,10 @@ def main() -> None:
         shutil.copyfile(args.run / "loss.png", pictures / "loss.png")
     evaluation = weights.with_suffix(".evaluation.json")
     if variant.form == "dense":
-        write_stereo(variant, weights, evaluation, pictures / "motorcycle.png")
+        if variant.args["out_chans"] == 2:
+            write_stereo(variant, weights, evaluation, pictures / "motorcycle.png")
+        else:
+            write_flow(variant, weights, evaluation, pictures / "scene.png")
         return
     what, picture = ("points", "depths.png") if variant.form == "pointmaps" else ("pairs", "scenes.png")
     if variant.form != "pointmaps":

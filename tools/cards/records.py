@@ -127,6 +127,8 @@ def _evaluation(weights: Path) -> str:
             return f"## What these weights do\n\n{_points(result)}"
         if "motorcycle" in result:
             return f"## What these weights do\n\n{_stereo(result)}"
+        if "flow" in result:
+            return f"## What these weights do\n\n{_flow(result)}"
         scenes, photos, settings = result["scenes"], result["photos"], result["settings"]
         claims = [
             f"- {CLAIMS[claim]} (`{claim}`): **{'yes' if outcome['holds'] else 'no'}**"
@@ -182,6 +184,29 @@ def _stereo(result: dict[str, Any]) -> str:
         "shares (%) that are off by more, over all known pixels; of a real photo that no training saw (Middlebury's "
         f"motorcycle, 741x500, whole, `model.predict` as it comes), and of {settings['scenes']} held-out scenes of the "
         f"training's kind (seed {settings['scene_seed']}, 96x192 pixels).\n\n" + "\n".join(lines)
+    )
+
+
+_FLOW_FIGURES = ("EPE", "Fl", "bad@1.0", "bad@3.0", "bad@5.0", "s0-10", "s10-40", "s40+")
+
+
+def _flow(result: dict[str, Any]) -> str:
+    """What tools/bundle.py has measured of a flow model, on scenes and on a photo."""
+    lines = ["| | " + " | ".join(_FLOW_FIGURES) + " |", "| --- |" + " ---: |" * len(_FLOW_FIGURES)]
+    for place, pixels in (("scenes", "scenes"), ("matched", "their matched pixels"), ("photo", "photo")):
+        for key, name in (("model", "these weights"), ("best_shift", "each pair's best shift"), ("no_flow", "no flow")):
+            figures = [result["flow"][place][key][figure] for figure in _FLOW_FIGURES]
+            cells = ["none" if figure is None else f"{figure:.2f}" for figure in figures]
+            lines.append(f"| {pixels}, {name} | {' | '.join(cells)} |")
+    settings = result["settings"]
+    return (
+        f"Measured on {settings['date']} with torch {settings['torch']}: the mean end-point error in pixels (EPE), "
+        "the share (%) that is off by more than 3 pixels and 5 % (Fl) and by more than 1, 3 and 5 pixels, and the EPE "
+        "where the true flow is 0 to 10, 10 to 40 and more pixels long. Of all known pixels, hidden ones too, of "
+        f"{settings['scenes']} held-out scenes of the training's kind (seed {settings['scene_seed']}, 128x128 pixels); "
+        "of those of these pixels that image 2 shows, too (matched); and of a real photo that no training saw "
+        "(Middlebury's motorcycle, 741x500, whole, `model.predict` as it comes), whose flow is its disparity. A best "
+        "shift is chosen with the truth at hand: the one vector with the smallest error.\n\n" + "\n".join(lines)
     )
 
 

@@ -42,14 +42,13 @@ def introduction(variant: Variant) -> str:
 def usage(variant: Variant) -> str:
     parts = [timm_lines(variant)]
     if variant.form == "dense":
-        height, width = variant.args["tile_size"]
+        (height, width), overlap = variant.args["tile_size"], variant.args["tile_overlap"]
         parts.append(
             f"The result's channels are {CHANNELS[variant.args['out_chans']]}. The last one, which the reference calls "
             "confidence, grows with the expected error: the larger, the less sure. `forward_tiled` cuts images into "
             f"tiles of the training crop, {height}x{width} pixels, and averages these, less sure pixels weighing less; "
-            "smaller images are enlarged for it. Tiles overlap by "
-            f"{variant.args['tile_overlap']:g} of their size, as in the authors' evaluation; `overlap=0.7`, as in "
-            "their demo, is faster."
+            f"smaller images are enlarged for it. Tiles overlap by {overlap:g} of their size"
+            + (", as in the authors' evaluation; `overlap=0.7`, as in their demo, is faster." if overlap > 0.7 else ".")
         )
     if variant.form == "pointmaps":
         parts.append(
