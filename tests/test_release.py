@@ -42,7 +42,8 @@ def test_wheel_works_outside_of_the_repository(dist: Path, tmp_path: Path) -> No
         names = archive.namelist()
     for name in ("croco_nano_patch8_64_dec128d4.scenes_rich", "croco_nano_patch8_64_dec128d4.scenes_far"):
         assert f"zoo/weights/bundled/{name}.safetensors" in names
-    assert "zoo/weights/bundled/dust3r_nano_patch8_64.scenes.safetensors" in names
+    for name in ("croco_nano_patch8_dec128d4_flow.scenes", "dust3r_nano_patch8_64.scenes"):
+        assert f"zoo/weights/bundled/{name}.safetensors" in names
     assert wheel.stat().st_size < 45e6
     assert any(name.endswith("recipes/croco/croco_nano.yaml") for name in names)
     assert {name.split("/")[0] for name in names} == {"zoo", f"pretext_zoo-{zoo.__version__}.dist-info"}
