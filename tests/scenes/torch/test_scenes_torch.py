@@ -156,7 +156,7 @@ def test_single_views_on_the_device() -> None:
 def test_impossible_settings() -> None:
     for settings, message in (
         ({"data.render": "moon"}, "it must be workers or device"),
-        ({"data.draw": "device"}, "the device for rendering what it draws"),
+        ({"data.draw": "device"}, "drawn by the device can.t be rendered by workers"),
         ({"data.render": "device", "objective.crop": 64}, r"leave out objective\.crop"),
     ):
         recipe = load_recipe("croco_nano", settings)
