@@ -16,9 +16,9 @@ import importlib
 import importlib.util
 import json
 import os
+import pathlib
 import re
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def _create_published(
     if theirs != architecture:
         raise errors.CheckpointMismatchError(f"{name} is a {theirs}, not a {architecture}; load it by that name.")
     making = importlib.import_module("zoo.models.making.arguments")
-    making.check_config_file(Path(config), f"The config.json of {name}")
+    making.check_config_file(pathlib.Path(config), f"The config.json of {name}")
     return importlib.import_module("timm").create_model(name, pretrained=True, **kwargs)
 
 

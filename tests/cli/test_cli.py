@@ -244,10 +244,6 @@ FAILURES = {
         "train it with `zoo train croco_base --set model=croco_base_patch16_224_cat512d8`, name the run's folder; or "
         "choose one of `zoo list --form binocular --pretrained`",
     ),
-    "variant to train first": (
-        ["flow", "a.png", "a.png", "--model", "croco_nano_patch8_dec128d4_flow"],
-        "train it with `zoo train croco_nano_flow`, name the run's folder",
-    ),
     "encoder to complete": (["complete", "a.png", "a.png", "-o", "x.png", "--model", ENCODER], "can't complete photos"),
     "encoder to demonstrate": (["demo", "--model", ENCODER], "zoo list --form binocular"),
     "picture format": (["complete", "a.png", "a.png", "-o", "x.abc", "--weights", "WEIGHTS"], "choose another path"),
