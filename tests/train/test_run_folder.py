@@ -244,21 +244,6 @@ class Killer(Dataset):
         raise AssertionError
 
 
-def test_worker_killed_for_memory(tmp_path: Path) -> None:
-    program = f"""
-from tests.train.test_run_folder import tiny, SHORT
-from zoo.train.engine import train
-from zoo.errors import TrainingError
-recipe = tiny(data=dict(source="tests.train.test_run_folder:Killer"), **SHORT)
-try:
-    train(recipe, {str(tmp_path)!r}, workers=1, progress=False)
-except TrainingError as error:
-    print(error)
-"""
-    result = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=120)
-    assert result.stdout.startswith("A process that prepares data was killed"), result.stdout
-
-
 def test_recipe_is_written_over_no_link(tmp_path: Path) -> None:
     treasure = tmp_path / "treasure"
     treasure.write_text("gold")

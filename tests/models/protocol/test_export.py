@@ -13,17 +13,17 @@ import zoo  # noqa: F401  (registers the models)
 
 # one architecture for each kind of positions and of decoder block; depth does not matter here
 ENCODERS = {
-    "croco_nano_patch8_64": {},
-    "croco_base_patch16_224": dict(img_size=64, depth=2),
-    "crocov2_base_patch16_224": dict(img_size=(32, 64), depth=2),
+    "croco_nano_patch8_64": dict(depth=1),
+    "croco_base_patch16_224": dict(img_size=64, depth=1),
+    "crocov2_base_patch16_224": dict(img_size=(32, 64), depth=1),
     "convmae_nano_patch16_64": dict(depths=(1, 1, 1)),
     "hivit_nano_patch16_64": dict(depths=(1, 1, 1), rel_pos=True),
     "itpn_nano_patch16_64": dict(depths=(1, 1, 1)),
     "fast_itpn_tiny_patch16_224": dict(depths=(1, 1, 1), img_size=64),
 }
 PAIRS = {
-    "croco_nano_patch8_64_dec128d4": {},
-    "croco_base_patch16_224_cat512d8": dict(img_size=64, depth=2, decoder_depth=2),
+    "croco_nano_patch8_64_dec128d4": dict(depth=1, decoder_depth=1),
+    "croco_base_patch16_224_cat512d8": dict(img_size=64, depth=1, decoder_depth=1),
 }
 MASKED = ["convmae_nano_patch16_64_mae", "hivit_nano_patch16_64_mae", "itpn_nano_patch16_64_pixel"]
 
