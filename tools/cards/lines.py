@@ -29,7 +29,7 @@ def timm_lines(variant: Variant) -> str:
     body = {"encoder": _encoder_lines, "pretraining": _pretraining_lines, "binocular": _pair_lines}
     body["pointmaps"] = _pointmap_lines
     lines = body.get(variant.form, _dense_lines)(variant, ", pretrained=True" if variant.tag else "")
-    head = ["import timm", "import torch", "from PIL import Image"]
+    head = ["import timm", "import torch", "from PIL import Image", "from PIL.ImageOps import exif_transpose"]
     if variant.form == "dense":
         head.append("from torchvision.transforms.functional import normalize, to_tensor")
     head += ["", "import zoo  # registers the zoo's architectures with timm", "", f'name = "{variant.name}"']
@@ -42,7 +42,7 @@ def _image_lines(variant: Variant, *names: str) -> str:
         [
             "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))  # resize, normalize",
             *(
-                f'{name} = transform(Image.open("{name}.jpg").convert("RGB")).unsqueeze(0)  # 1, '
+                f'{name} = transform(exif_transpose(Image.open("{name}.jpg")).convert("RGB")).unsqueeze(0)  # 1, '
                 + ", ".join(map(str, variant.input_size))
                 for name in names
             ),
@@ -154,7 +154,8 @@ def _dense_lines(variant: Variant, weights: str) -> str:
 
 
 def read(path):
-    return normalize(to_tensor(Image.open(path).convert("RGB")), {list(variant.mean)}, {list(variant.std)})[None]
+    image = exif_transpose(Image.open(path)).convert("RGB")  # upright
+    return normalize(to_tensor(image), {list(variant.mean)}, {list(variant.std)})[None]
 
 
 left, right = read("left.jpg"), read("right.jpg"){"  # a rectified pair" if channels == 2 else ""}

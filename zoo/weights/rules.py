@@ -324,7 +324,7 @@ def _examples(names: list[str]) -> str:
 
 # of DistributedDataParallel, and as modules around a model call it
 _PREFIXES = ("module.", "model.", "backbone.", "net.")
-_COMPILED = "_orig_mod."  # torch.compile's, wherever a compiled module stands
+_INSIDE = ("_orig_mod.", "module.")  # torch.compile's and DistributedDataParallel's, of parts of a model
 
 
 def without_prefixes(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
@@ -338,9 +338,9 @@ def without_prefixes(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Mappi
         prefix = next((prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in tensors)), None)
         if tensors and prefix is not None:
             shorter = {key.removeprefix(prefix): value for key, value in tensors.items()}
-        elif any(_COMPILED in key for key in tensors):
-            prefix = _COMPILED
-            shorter = {key.replace(_COMPILED, ""): value for key, value in tensors.items()}
+        elif found := next((part for part in _INSIDE if any(f".{part}" in f".{key}" for key in tensors)), None):
+            prefix = found
+            shorter = {f".{key}".replace(f".{prefix}", ".")[1:]: value for key, value in tensors.items()}
         else:
             return
         if len(shorter) != len(tensors):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zoo.errors import DataError
+from zoo.train.data.lists import read_lines
 
 
 class Entry(NamedTuple):
@@ -186,7 +187,7 @@ def _flying_chairs(folder: Path, split: str) -> Iterator[Entry]:
         raise DataError(
             f"There is no {listing}, which says what of FlyingChairs is for training (1) and validation (2)."
         )
-    numbers = listing.read_text(encoding="utf-8").split()
+    numbers = [number for _, line in read_lines(listing) for number in line.split()]
     for number, part in enumerate(numbers, start=1):
         if part == ("1" if split == "train" else "2"):
             stem = folder / "data" / f"{number:05d}"
