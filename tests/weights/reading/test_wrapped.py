@@ -36,7 +36,7 @@ def same(left: Any, right: Any) -> bool:
         lambda key: f"module._orig_mod.{key}",
         lambda key: f"model.module.{key}",
         lambda key: key.replace("blocks.0.", "blocks.0._orig_mod."),
-        lambda key: key.replace("blocks.1.", "blocks.1.module."),
+        lambda key: key.replace("blocks.0.", "blocks.0.module."),
         lambda key: f"model.{key}".replace("blocks.", "blocks.module._orig_mod."),
     ],
 )
