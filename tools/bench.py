@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # this clone's zoo, installed or not
 
 from tools.bench_compare import compare, gflop, seconds  # noqa: E402
+from tools.bench_compiled import bench_compiled  # noqa: E402
 from tools.bench_features import bench_decoding  # noqa: E402
 from tools.bench_matching import bench_stereo_reading, bench_stereo_step, bench_stereo_tiles  # noqa: E402
 from tools.bench_scale import BACKBONES, FULL, HIERA, MASKED, TINY, VIT, VIT_LARGE, Scale  # noqa: E402
@@ -370,6 +371,7 @@ BENCHES: dict[str, Callable[[int, Scale], dict[str, Any]]] = {
         bench_cold_start, variant="crocov2_large_patch16_224_dec768d12.habitat_real", most_seconds=0.8
     ),
     "pointmaps_cold_start": partial(bench_cold_start, variant="dust3r_large_patch16_512_dpt.naver", most_seconds=1.0),
+    "compiled": bench_compiled,
     "import": bench_import,
     "pirl_loss_200k": partial(bench_pirl_loss, images=200_000),
     "pirl_loss_1280k": partial(bench_pirl_loss, images=1_280_000),

@@ -24,6 +24,14 @@ BACKBONES = {
     "itpn": "itpn_base_patch16_224",
     "fast_itpn": "fast_itpn_base_patch16_224",
 }
+# one backbone of each family, which is measured compiled
+COMPILED = {
+    "croco": "crocov2_base_patch16_224",
+    **BACKBONES,
+    "pirl": "pirl_resnet50",
+    "jigclu": "jigclu_resnet50",
+    "jigsaw": "jigsaw_resnet50",
+}
 # the masked autoencoders whose pretraining step is measured: the model, and what it is compared with
 MASKED = {
     "convmae": ("convmae_base_patch16_224_mae", "dense"),
@@ -45,7 +53,8 @@ class Scale:
 
     args: of a model, by its name, in place of those that the name means. pixels: side of images, and of those of
     pointmaps, of stereo crops and of stereo files their height and width. pairs: of scenes. negatives: of PIRL's loss;
-    banks_share: of its banks' images.
+    banks_share: of its banks' images. compiled: how
+    many of the families of `COMPILED`, and by which of torch's backends.
     """
 
     args: Mapping[str, Mapping[str, Any]]
@@ -57,6 +66,7 @@ class Scale:
     pairs: int
     negatives: int
     banks_share: float
+    compiled: tuple[int, str] = (len(COMPILED), "inductor")
 
     def create(self, name: str, **args: Any) -> Any:
         return timm.create_model(name, **(args | dict(self.args.get(name, {}))))
@@ -101,4 +111,5 @@ TINY = Scale(
     2,
     20,
     1e-3,
+    (2, "aot_eager"),  # writing code takes minutes
 )

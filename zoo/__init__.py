@@ -20,16 +20,18 @@ if TYPE_CHECKING:
     from zoo.lookup import find_variant
     from zoo.models import fetch
     from zoo.models.croco import create_pair_model
+    from zoo.models.making.compiling import compile_blocks
     from zoo.publish import push_to_hub
 
 _PUBLIC = {
+    "compile_blocks": "zoo.models.making.compiling",
     "create_pair_model": "zoo.models.croco",
     "fetch": "zoo.models",
     "find_variant": "zoo.lookup",
     "push_to_hub": "zoo.publish",
 }
 
-__all__ = ["__version__", "create_pair_model", "fetch", "find_variant", "push_to_hub"]
+__all__ = ["__version__", "compile_blocks", "create_pair_model", "fetch", "find_variant", "push_to_hub"]
 
 
 def __getattr__(name: str) -> Any:

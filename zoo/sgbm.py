@@ -13,7 +13,9 @@ def semi_global_matching(left: np.ndarray, right: np.ndarray, disparities: int =
     """uint8 images (H, W, 3) -> disparity (H, W), float32, its holes filled from the background.
 
     disparities: how many are searched, a multiple of 16. whole: repeat the left edge, so that the first
-    `disparities` columns are searched too, which OpenCV leaves out. Raises DataError (a ValueError) without OpenCV.
+    `disparities` columns are searched too, which OpenCV leaves out; always done where there are no others.
+
+    Raises DataError (a ValueError) without OpenCV.
     """
     try:
         import cv2
@@ -34,7 +36,7 @@ def semi_global_matching(left: np.ndarray, right: np.ndarray, disparities: int =
         speckleRange=2,
         mode=cv2.STEREO_SGBM_MODE_SGBM_3WAY,
     )
-    more = disparities if whole else 0
+    more = disparities if whole or left.shape[1] <= disparities else 0
     padded = [np.pad(image[..., ::-1], ((0, 0), (more, 0), (0, 0)), mode="edge") for image in (left, right)]
     found = matcher.compute(*padded)[:, more:].astype(np.float32) / 16
     return fill_from_background(np.where(found < 0, np.inf, found))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import statistics
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -50,6 +51,9 @@ STARTS = {"CroCo": "croco_nano", "MAE encoder": "mae_nano", "from scratch": ""}
 
 VIEWS = dict(displacement=[0.03, 0.25], texture_scale=[0.2, 1.5])
 """Of the scenes of both pretrainings: as far apart as those that croco_nano_far ends with."""
+
+FITTED = 64, 5
+"""Scenes that a fresh decoder's embedding is fitted to, and their seed."""
 
 SCALES = (0.35, 0.5, 0.7, 1.0)
 """At which the photo is looked at; each start is judged at its best."""
@@ -181,6 +185,9 @@ def _tuning(plan: Plan, start: str, seed: int, runs: Path) -> Recipe:
         if not taken or any(state[key].shape != value.shape for key, value in taken.items()):
             raise AssertionError(f"{STARTS[start]} no longer trains what {MODEL} is made of")
         state |= taken
+    if start != "CroCo":
+        net.load_state_dict(state)
+        state |= fitted_embedding(net, _scenes(plan, *FITTED))
     first = runs / f"{_tuned_folder(runs, start, seed).name}.start.safetensors"
     if not first.exists():
         save_safetensors(state, first, {"architecture": MODEL})
@@ -191,6 +198,25 @@ def _tuning(plan: Plan, start: str, seed: int, runs: Path) -> Recipe:
         "validation": {},
     }
     return load_recipe(RECIPE, changes)
+
+
+@torch.inference_mode()
+def fitted_embedding(net: Any, scenes: Any) -> dict[str, Tensor]:
+    """The embedding of a fresh decoder, so that the tokens of these scenes have mean 0 and deviation 1 in each channel
+    behind it (data-dependent initialization, Krähenbühl et al., ICLR 2016, arXiv 1511.06856).
+
+    A vector that all of an encoder's tokens share would else hide what tells them apart from the first attention.
+    """
+    embed, tokens = net.decoder.embed, []
+    handle = embed.register_forward_hook(lambda module, given, out: tokens.append(out.flatten(0, 1).double()))
+    for batch in _batches(net.eval(), scenes):
+        net(*batch[1])
+    handle.remove()
+    mean, deviation = (fold(torch.cat(tokens), 0) for fold in (torch.mean, torch.std))
+    return {
+        "decoder.embed.weight": (embed.weight / deviation[:, None]).to(embed.weight.dtype),
+        "decoder.embed.bias": ((embed.bias - mean) / deviation).to(embed.bias.dtype),
+    }
 
 
 def _pretraining(runs: Path, start: str, seed: int) -> dict[str, Any]:
@@ -217,8 +243,29 @@ def _minutes(runs: Path, pretrainings: list[tuple[str, int]]) -> dict[str, float
 
 def held_out_scenes(plan: Plan) -> Any:
     """Rectified scenes of the fine-tuning's kind that no training saw."""
-    data = load_recipe(RECIPE).data | dict(image_size=list(plan.image_size), samples=plan.pairs)
-    return make_source(data, HELD_OUT_SEED, "stereo")
+    return _scenes(plan, plan.pairs, HELD_OUT_SEED)
+
+
+def _scenes(plan: Plan, count: int, seed: int) -> Any:
+    data = load_recipe(RECIPE).data | dict(image_size=list(plan.image_size), samples=count)
+    return make_source(data, seed, "stereo")
+
+
+def _batches(net: Any, scenes: Any) -> Iterator[tuple[list[dict[str, Any]], list[Tensor]]]:
+    """Scenes, and both images of them as the network takes them."""
+    mean, std = (torch.tensor(net.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    device = next(net.parameters()).device
+    for first in range(0, len(scenes), BATCH):
+        samples = [scenes[i] for i in range(first, min(first + BATCH, len(scenes)))]
+        yield (
+            samples,
+            [
+                ((torch.from_numpy(np.stack([of[name] for of in samples])).permute(0, 3, 1, 2) / 255 - mean) / std).to(
+                    device
+                )
+                for name in ("image1", "image2")
+            ],
+        )
 
 
 def _figures(metrics: SetMetrics) -> dict[str, float]:
@@ -244,18 +291,9 @@ def measure(net: Any, plan: Plan) -> tuple[dict[str, Any], np.ndarray]:
 @torch.inference_mode()
 def scene_figures(net: Any, plan: Plan) -> dict[str, float]:
     """Figures over all pixels of the held-out scenes."""
-    scenes = held_out_scenes(plan)
-    mean, std = (torch.tensor(net.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
-    device = next(net.parameters()).device
     metrics = SetMetrics(1)
-    for first in range(0, len(scenes), BATCH):
-        batch = [scenes[i] for i in range(first, min(first + BATCH, len(scenes)))]
-        images = [
-            (torch.from_numpy(np.stack([sample[name] for sample in batch])).permute(0, 3, 1, 2) / 255 - mean) / std
-            for name in ("image1", "image2")
-        ]
-        found = net(*(image.to(device) for image in images))[:, :1].float().cpu()
-        metrics.add(found, _maps([sample["disparity"] for sample in batch]))
+    for samples, images in _batches(net, held_out_scenes(plan)):
+        metrics.add(net(*images)[:, :1].float().cpu(), _maps([of["disparity"] for of in samples]))
     return _figures(metrics)
 
 

@@ -57,7 +57,7 @@ def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "compile_blocks", partial(compile_blocks, backend="aot_eager"))
 
 
-@pytest.mark.parametrize("name", ["croco_nano", "convmae_nano"])
+@pytest.mark.parametrize("name", ["croco_nano", "convmae_nano", "jigclu_nano"])
 def test_compiled_run_has_the_same_losses_and_goes_on_without(name: str, tmp_path: Path, quick_compiler: None) -> None:
     recipe = small(name, checkpoint_steps=2)
     plain = losses(recipe, tmp_path / "plain")

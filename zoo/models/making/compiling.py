@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any, TypeVar
 
 import torch
+from timm.models.resnet import ResNet
 from torch import nn
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -19,13 +20,17 @@ def compile_blocks(model: _Module, backend: str = "inductor", **options: Any) ->
     A block is what a list or sequence holds at least two of one class of, and what computes something itself. Equal
     blocks share their code, so the time this takes does not grow with the depth, and a model's shell (masks, positions,
     heads) stays ordinary Python. Tensor names don't change: weights and checkpoints fit either way. Random numbers,
-    such as those of dropped paths, are those of the model that is not compiled.
+    such as those of dropped paths, are those of the model that is not compiled. ResNets take the channels-last memory
+    format, without which compiling them is hardly worth it; values and shapes stay as they are.
 
     options: of the backend, such as {"triton.cudagraphs": True}.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
     if backend == "inductor":
         options = {"fallback_random": True, **options}
+    for module in model.modules():
+        if isinstance(module, ResNet):
+            module.to(memory_format=torch.channels_last)
     for block in find_blocks(model):
         block.compile(dynamic=False, backend=backend, options=options or None)
     return model
