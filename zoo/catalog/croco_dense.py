@@ -26,7 +26,7 @@ _FLOW = dict(tile_size=(320, 384), tile_overlap=0.9, tile_confidence="conf_expsi
 _FLOW_KITTI = {**_FLOW, "tile_size": (352, 1216), "tile_overlap": 0.99}
 
 _NANO_HEAD = dict(layer_dims=(32, 48, 64, 96), feature_dim=64, last_dim=32, unit=8.0)
-_NANO_STEREO = {**_STEREO, "tile_size": (96, 192), "tile_overlap": 0.7, "photo_scale": 0.6}
+_NANO_STEREO = {**_STEREO, "tile_size": (96, 192), "tile_overlap": 0.7, "photo_scale": 0.7}
 _NANO_FLOW = {**_FLOW, "tile_size": (128, 128), "tile_overlap": 0.7, "photo_scale": 0.5}
 
 _TABLES = "tables of other papers and leaderboards; not checked against CroCo v2's paper"
@@ -218,7 +218,7 @@ CROCO_DENSE = (
         tag="scenes",
         family="croco",
         form="dense",
-        description="CroCo-Stereo in small: a CPU can run it, and a GPU train it in minutes",
+        description="CroCo-Stereo in small: a CPU can run it, and train it in two hours",
         args={**_NANO.args, **_NANO_HEAD, "out_chans": 2, **_NANO_STEREO},
         parameters=3_819_490,
         license="Apache-2.0",
@@ -243,6 +243,7 @@ CROCO_DENSE = (
         sources=(Source("package", "croco_nano_patch8_dec128d4_flow.scenes.safetensors", layout="zoo"),),
         recipe="croco_nano_flow_end",
         training="Fine-tuned on procedural scenes that two free cameras see, photos of scikit-image on half of their "
-        "surfaces, from the small stereo model: three runs on a CPU core, of which `croco_nano_flow_end` is the last.",
+        "surfaces, from an earlier small stereo model: three runs on a CPU core, of which `croco_nano_flow_end` is the "
+        "last.",
     ),
 )

@@ -77,6 +77,23 @@ def test_compiled_run_has_the_same_losses_and_goes_on_without(name: str, tmp_pat
     assert losses(recipe, tmp_path / "both") == pytest.approx(plain, rel=1e-5)
 
 
+def test_compiled_resnets_compute_the_same_in_another_memory_format() -> None:
+    torch.manual_seed(0)
+    plain = timm.create_model("jigclu_nano_64").eval()
+    training = timm.create_model("jigclu_nano_64").train()
+    compiled = timm.create_model("jigclu_nano_64").eval()
+    compiled.load_state_dict(plain.state_dict())
+    for model in (compiled, training):
+        compile_blocks(model, backend="aot_eager")
+    last = [
+        model.layer1[0].conv2.weight.is_contiguous(memory_format=torch.channels_last) for model in (compiled, training)
+    ]
+    assert last == [True, False], "only where it is quicker"
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images), plain(images), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "name, setting",
     [

@@ -20,8 +20,9 @@ def compile_blocks(model: _Module, backend: str = "inductor", **options: Any) ->
     A block is what a list or sequence holds at least two of one class of, and what computes something itself. Equal
     blocks share their code, so the time this takes does not grow with the depth, and a model's shell (masks, positions,
     heads) stays ordinary Python. Tensor names don't change: weights and checkpoints fit either way. Random numbers,
-    such as those of dropped paths, are those of the model that is not compiled. ResNets take the channels-last memory
-    format, without which compiling them is hardly worth it; values and shapes stay as they are.
+    such as those of dropped paths, are those of the model that is not compiled. ResNets in evaluation mode take the
+    channels-last memory format, without which compiling them is hardly worth it on a CPU (and with which training is
+    slower there); values and shapes stay as they are.
 
     options: of the backend, such as {"triton.cudagraphs": True}.
     """
@@ -29,7 +30,7 @@ def compile_blocks(model: _Module, backend: str = "inductor", **options: Any) ->
     if backend == "inductor":
         options = {"fallback_random": True, **options}
     for module in model.modules():
-        if isinstance(module, ResNet):
+        if isinstance(module, ResNet) and not module.training:
             module.to(memory_format=torch.channels_last)
     for block in find_blocks(model):
         block.compile(dynamic=False, backend=backend, options=options or None)
