@@ -185,11 +185,11 @@ def _tuning(plan: Plan, start: str, seed: int, runs: Path) -> Recipe:
         if not taken or any(state[key].shape != value.shape for key, value in taken.items()):
             raise AssertionError(f"{STARTS[start]} no longer trains what {MODEL} is made of")
         state |= taken
-    if start != "CroCo":
-        net.load_state_dict(state)
-        state |= fitted_embedding(net, _scenes(plan, *FITTED))
     first = runs / f"{_tuned_folder(runs, start, seed).name}.start.safetensors"
     if not first.exists():
+        if start != "CroCo":
+            net.load_state_dict(state)
+            state |= fitted_embedding(net, _scenes(plan, *FITTED))
         save_safetensors(state, first, {"architecture": MODEL})
     changes = _schedule(plan.steps, seed, plan) | {
         "init": str(first),
@@ -209,8 +209,8 @@ def fitted_embedding(net: Any, scenes: Any) -> dict[str, Tensor]:
     """
     embed, tokens = net.decoder.embed, []
     handle = embed.register_forward_hook(lambda module, given, out: tokens.append(out.flatten(0, 1).double()))
-    for batch in _batches(net.eval(), scenes):
-        net(*batch[1])
+    for _, images in _batches(net.eval(), scenes):
+        net(*images)
     handle.remove()
     mean, deviation = (fold(torch.cat(tokens), 0) for fold in (torch.mean, torch.std))
     return {
@@ -257,15 +257,8 @@ def _batches(net: Any, scenes: Any) -> Iterator[tuple[list[dict[str, Any]], list
     device = next(net.parameters()).device
     for first in range(0, len(scenes), BATCH):
         samples = [scenes[i] for i in range(first, min(first + BATCH, len(scenes)))]
-        yield (
-            samples,
-            [
-                ((torch.from_numpy(np.stack([of[name] for of in samples])).permute(0, 3, 1, 2) / 255 - mean) / std).to(
-                    device
-                )
-                for name in ("image1", "image2")
-            ],
-        )
+        both = (torch.from_numpy(np.stack([of[name] for of in samples])) for name in ("image1", "image2"))
+        yield samples, [((image.movedim(-1, 1) / 255 - mean) / std).to(device) for image in both]
 
 
 def _figures(metrics: SetMetrics) -> dict[str, float]:
