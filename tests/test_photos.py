@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from zoo import photos
 from zoo.errors import DataError, ImageError
-from zoo.photos import read_image
+from zoo.photos import PngRows, read_image, read_rows
 from zoo.pictures import to_input
 from zoo.train.data.folder import ImageFolder
 from zoo.train.data.pairs import ImagePairs
@@ -234,3 +235,69 @@ def test_comment_of_megabytes(before: bytes) -> None:
     with pytest.raises(ImageError, match="its header is longer than that of any photo"):
         read_image("x.ppm", before + b"#" * 10_000_000 + b"\n255\n" + bytes(48))
     assert read_image("x.ppm", b"P6 #a\n200 200 #b\n255\n" + bytes(120_000)).shape == (200, 200, 3)
+
+
+@pytest.mark.parametrize("decoder", ["libspng", "Pillow"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "I;16"])
+def test_rows_are_those_of_the_whole_image(
+    mode: str, decoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where few rows of a wide image would be a line."""
+    if decoder == "Pillow":
+        monkeypatch.setattr(photos, "pyspng", None)
+    path = tmp_path / "image.png"
+    levels = np.random.default_rng(0).integers(0, 256, (40, 1500, 3), dtype=np.uint8)
+    notes = PngInfo()
+    notes.add_text("Software", "Blender")
+    notes.add(b"gAMA", struct.pack(">I", 30_000))
+    image = Image.fromarray(levels[..., 0].astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(levels)
+    transparent = dict(transparency=tuple(levels[3, 4].tolist())) if mode == "RGB" else {}
+    (image if mode == "I;16" else image.convert(mode)).save(path, pnginfo=notes, **transparent)
+    whole, rows = read_image(path), read_rows(path)
+    assert isinstance(rows, PngRows) and rows.shape == whole.shape
+    for part in (slice(3, 20), slice(0, 1), slice(38, 40), slice(None), slice(-5, -2), slice(30, 60), slice(7, 7)):
+        found = rows[part]
+        np.testing.assert_array_equal(found, whole[part])
+        assert found.flags.writeable
+    np.testing.assert_array_equal(np.asarray(rows), whole)
+    assert np.asarray(rows, dtype=np.float32).dtype == np.float32
+
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ImageError, match=r"image\.png is not an image"):
+        read_rows(path)[5:40]
+
+
+def test_rows_of_other_files_are_arrays(tmp_path: Path) -> None:
+    """JPEG, what may be turned or hold several images, and what is no image."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    image.save(tmp_path / "a.jpg")
+    image.save(tmp_path / "turned.png", exif=turned)
+    told = PngInfo()
+    told.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
+    image.save(tmp_path / "told.png", pnginfo=told)
+    image.save(tmp_path / "moving.png", save_all=True, append_images=[image.rotate(180)])
+    for name, shape in (
+        ("a.jpg", (20, 30, 3)),
+        ("turned.png", (30, 20, 3)),
+        ("told.png", (30, 20, 3)),
+        ("moving.png", (20, 30, 3)),
+    ):
+        rows = read_rows(tmp_path / name)
+        assert isinstance(rows, np.ndarray) and rows.shape == shape
+    (tmp_path / "text.png").write_text("no image")
+    for name in ("text.png", "missing.png", "."):
+        with pytest.raises(ImageError):
+            read_rows(tmp_path / name)
+    content = bytearray(_png_bytes(image))
+    content[20] ^= 1  # the height, whose checksum doesn't agree
+    (tmp_path / "damaged.png").write_bytes(content)
+    with pytest.raises(ImageError):
+        read_rows(tmp_path / "damaged.png")
+
+
+def _png_bytes(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()

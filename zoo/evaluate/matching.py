@@ -201,7 +201,8 @@ def _draw_worst(
         truth = truth[::step, ::step]
         title = f"worst pair {place}: {_error(rows[number]):.2f} pixels"
         draw = draw_stereo if task == "stereo" else draw_flow
-        figure: Figure = draw(sample["image1"], found[0], truth, found.confidence, title, rows[number]["image"])
+        image1 = np.asarray(sample["image1"])
+        figure: Figure = draw(image1, found[0], truth, found.confidence, title, rows[number]["image"])
         save_figure(figure, folder / f"worst{place}.png")
 
 

@@ -37,13 +37,15 @@ class FlowPrediction(NamedTuple):
 def to_batch(image: Any) -> Tensor:
     """An image as float32 (1, 3, H, W) in 0..1.
 
-    image: a file; a PIL image; an array (H, W, 3) or (H, W), uint8; or a tensor (3, H, W), uint8 or floating in 0..1.
-    Transparency is left out. Raises ImageError (a ValueError) for anything else.
+    image: a file; a PIL image; an array (H, W, 3) or (H, W), uint8, or what NumPy makes one of; or a tensor (3, H, W),
+    uint8 or floating in 0..1. Transparency is left out. Raises ImageError (a ValueError) for anything else.
     """
     if isinstance(image, (str, Path)):
         image = read_image(image)
     elif isinstance(image, Image.Image):
         image = to_rgb(image)
+    elif not isinstance(image, Tensor) and hasattr(image, "__array__"):
+        image = np.asarray(image)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3):
             raise ImageError(

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.matching_sets import SIZE, image, pfm, write_flow, write_stereo
 from zoo.errors import DataError
+from zoo.train.data.matching.augment import MatchingTransform
 from zoo.train.data.matching.pairs import MatchingPairs, parse_mix
 
 STEREO = {  # pairs of each split in the small copies
@@ -169,3 +170,19 @@ def test_sizes_that_differ(tmp_path: Path) -> None:
         (tmp_path / "list.txt").write_text(row)
         with pytest.raises(DataError, match=message):
             MatchingPairs("stereo", tmp_path / "list.txt")[0]
+
+
+@pytest.mark.parametrize("task", ["stereo", "flow"])
+def test_rows_and_whole_images_give_the_same_samples(task: str, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        image(tmp_path / f"{name}.png")
+    truth = np.ones(SIZE if task == "stereo" else (*SIZE, 2), np.float32)
+    np.save(tmp_path / "t.npy", truth)
+    (tmp_path / "list.txt").write_text("a.png b.png t.npy")
+    sample = MatchingPairs(task, tmp_path / "list.txt")[0]
+    assert not isinstance(sample["image1"], np.ndarray)  # nothing is decoded yet
+    whole = sample | {name: np.asarray(sample[name]) for name in ("image1", "image2")}
+    transform = MatchingTransform(task, (SIZE[0] // 2, SIZE[1] // 2))
+    for seed in range(10):
+        found, expected = transform(sample, seed), transform(whole, seed)
+        assert all(np.array_equal(found[key], expected[key]) for key in expected)

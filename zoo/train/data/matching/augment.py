@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from zoo.errors import DataError
+from zoo.photos import PngRows
 from zoo.scenes.torch.random import Draws
 
 TRUTHS = {"stereo": "disparity", "flow": "flow"}
@@ -58,9 +59,9 @@ class MatchingTransform:
     colors: bool = True
 
     def __call__(self, sample: dict[str, Any], seed: int) -> dict[str, Any]:
-        """image1, image2: uint8 arrays (H, W, 3), and the truth -> uint8 tensors (3, h, w), the truth as a tensor,
-        colors (2, 5, 2) of `draw_*_colors`, for stereo tilt (4,). Samples without images, scenes to be rendered,
-        get the latter two only."""
+        """image1, image2: uint8 (H, W, 3), arrays or as `MatchingPairs` gives them, and the truth -> uint8 tensors
+        (3, h, w), the truth as a tensor, colors (2, 5, 2) of `draw_*_colors`, for stereo tilt (4,). Samples without
+        images, scenes to be rendered, get the latter two only."""
         rng = np.random.default_rng(seed)
         row = {key: value for key, value in sample.items() if key != "index"}
         if "image1" in row:
@@ -100,16 +101,20 @@ def whole_pair(sample: dict[str, Any], seed: int) -> dict[str, Any]:
     return row
 
 
-def image_tensor(array: np.ndarray) -> Tensor:
+def image_tensor(image: np.ndarray | PngRows) -> Tensor:
     """uint8 (H, W, 3) -> uint8 (3, H, W); a copy, since PIL's arrays are read-only."""
-    return torch.from_numpy(np.ascontiguousarray(np.array(array).transpose(2, 0, 1)))
+    return torch.from_numpy(np.array(np.asarray(image).transpose(2, 0, 1), order="C"))
 
 
 # --- What moves pixels --------------------------------------------------------------------------------------
 
 
 def augment_stereo(
-    left: np.ndarray, right: np.ndarray, disparity: np.ndarray, crop: tuple[int, int], rng: np.random.Generator
+    left: np.ndarray | PngRows,
+    right: np.ndarray | PngRows,
+    disparity: np.ndarray,
+    crop: tuple[int, int],
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Stretched along x, cropped and flipped upside down, both images alike.
 
@@ -130,13 +135,16 @@ def augment_stereo(
     flip = rng.random() < 0.5
 
     rows = slice(top, top + crop[0])
+    views = [left[rows], right[rows], disparity[rows]]  # first, since no other rows are decoded
     if scaled == width:
-        views = [view[rows, x : x + crop[1]] for view in (left, right, disparity)]
+        views = [view[:, x : x + crop[1]] for view in views]
     else:
         step = width / scaled
-        views = [_stretch(image[rows], x * step, crop[1], step) for image in (left, right)]
         columns = np.minimum(((np.arange(x, x + crop[1]) + 0.5) * step).astype(np.int64), width - 1)  # nearest
-        views.append(disparity[rows][:, columns] / np.float32(step))
+        views = [
+            *(_stretch(image, x * step, crop[1], step) for image in views[:2]),
+            views[2][:, columns] / np.float32(step),
+        ]
     if flip:
         views = [view[::-1] for view in views]
     return views[0], views[1], views[2]
@@ -150,9 +158,14 @@ def _stretch(image: np.ndarray, start: float, width: int, step: float) -> np.nda
 
 
 def augment_flow(
-    image1: np.ndarray, image2: np.ndarray, flow: np.ndarray, crop: tuple[int, int], rng: np.random.Generator
+    image1: np.ndarray | PngRows,
+    image2: np.ndarray | PngRows,
+    flow: np.ndarray,
+    crop: tuple[int, int],
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scaled and stretched, flipped, and cropped, both images alike; smaller images than the crop are enlarged."""
+    image1, image2 = np.asarray(image1), np.asarray(image2)
     height, width = image1.shape[:2]
     factors = np.ones(2)
     if rng.random() < 0.8:

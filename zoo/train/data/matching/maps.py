@@ -37,7 +37,7 @@ def read_truth(path: str | Path, task: str, kind: str = "") -> np.ndarray:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise OSError("it is no regular file")  # a pipe would be waited for, for ever
-        values = KINDS[kind, task](path).astype(np.float32)
+        values = KINDS[kind, task](path).astype(np.float32, order="C")  # PFM files are upside down
     except DataError:
         raise
     except FileNotFoundError as error:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from zoo.errors import DataError
-from zoo.photos import read_image
+from zoo.photos import PngRows, read_image, read_rows
 from zoo.settings import Within
 from zoo.train.data.lists import read_lines, split_fields
 from zoo.train.data.matching.augment import TRUTHS
@@ -23,7 +23,8 @@ _MOST_DRAWS = 1 << 28  # of an epoch, whose order is drawn at once
 
 class MatchingPairs:
     """Map-style dataset of pairs with their truth: image1, image2 (uint8, H, W, 3), and disparity (H, W) or flow
-    (H, W, 2), float32, unknown = inf; besides, `set`, the place of the pair's data set in `set_names`.
+    (H, W, 2), float32, unknown = inf; besides, `set`, the place of the pair's data set in `set_names`. Images are what
+    `zoo.photos.read_rows` gives: numpy.asarray makes arrays of them, and PNG files are decoded when rows are taken.
 
     task: "stereo" or "flow". mix: data sets and how often each pair of them is drawn, such as
     "sceneflow:train_all + 30 * eth3d:train", in `path` under their README's names; or "list", the list at `path`, a
@@ -71,7 +72,7 @@ class MatchingPairs:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         place, entry = self.entry(index)
-        image1, image2 = read_image(entry.image1), read_image(entry.image2)
+        image1, image2 = read_rows(entry.image1), read_rows(entry.image2)
         if image1.shape != image2.shape:
             raise DataError(
                 f"{entry.image1} and {entry.image2} differ in size ({_size(image1)} and {_size(image2)}); a pair's "
@@ -130,5 +131,5 @@ def _path(text: str) -> Path | None:
     return Path(text) if text else None
 
 
-def _size(array: np.ndarray) -> str:
+def _size(array: np.ndarray | PngRows) -> str:
     return f"{array.shape[0]}x{array.shape[1]}"
