@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import timm
 import torch
 from timm.models import FeatureGraphNet
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import zoo  # noqa: F401  (registers the models)
 from zoo.catalog import VARIANTS
+from zoo.layers.positions.tables import resample_table, stretch_table
 
 ENCODERS = {variant.architecture: variant for variant in VARIANTS if variant.form == "encoder"}
 
@@ -114,19 +116,19 @@ def test_export_with_open_sizes(name: str) -> None:
         close(program(images(name, *size)), model(images(name, *size)))
 
 
-@pytest.mark.parametrize("name", ["convmae_nano_patch16_64"])  # whose positions are resampled with a filter
-def test_compiled_gradients_at_a_second_size(name: str) -> None:
-    model: nn.Module = make(name, depths=(1, 1, 1))
+@pytest.mark.parametrize("resample", [resample_table, stretch_table])
+def test_compiled_gradients_at_a_second_size(resample: Callable[..., torch.Tensor]) -> None:
+    """Of tables of positions, the only trained parameters whose part in a model depends on the image's size."""
+    table = torch.randn(16, 8, requires_grad=True)
+
+    def positions(x: torch.Tensor) -> torch.Tensor:
+        return resample(table, (4, 4), (x.shape[2] // 16, x.shape[3] // 16))
+
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="aot_eager")
-    for size in ((4, 4), (6, 2)):
-        x = images(name, *size)
-        gradients = []
-        for network in (model, compiled):
-            model.zero_grad(set_to_none=True)
-            features = network(x)
-            (features * torch.linspace(-1, 1, features.numel()).view_as(features)).sum().backward()
-            gradients.append({key: p.grad for key, p in model.named_parameters() if p.grad is not None})
-        assert gradients[0].keys() == gradients[1].keys()
-        for key, value in gradients[0].items():
-            torch.testing.assert_close(gradients[1][key], value, rtol=1e-3, atol=1e-3 * float(value.abs().max()))
+    compiled = torch.compile(positions, backend="aot_eager")
+    for rows, columns in ((6, 3), (5, 2), (7, 9)):
+        x = torch.zeros(1, 3, 16 * rows, 16 * columns)
+        expected, found = positions(x), compiled(x)
+        close(found, expected)
+        weights = torch.linspace(-1, 1, expected.numel()).view_as(expected)
+        close(*(torch.autograd.grad((y * weights).sum(), table)[0] for y in (found, expected)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +70,22 @@ def assert_like_one_process(folder: Path) -> None:
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
-def test_two_processes_that_share_out_a_model(tmp_path: Path) -> None:
-    in_two(tmp_path, "train_sharded(run, killed_after=4)")
-    assert not (tmp_path / "two" / "model.safetensors").exists()
+@pytest.fixture(scope="module")
+def killed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("killed")
+    in_two(folder, "train_sharded(run, killed_after=4)")
+    assert not (folder / "two" / "model.safetensors").exists()
+    return folder
+
+
+def test_two_processes_that_share_out_a_model(killed_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(killed_run, tmp_path, dirs_exist_ok=True)
     in_two(tmp_path, "train_sharded(run)")
     assert_like_one_process(tmp_path)
 
 
-def test_a_shared_out_run_goes_on_in_one_process(tmp_path: Path) -> None:
-    in_two(tmp_path, "train_sharded(run, killed_after=4)")
+def test_a_shared_out_run_goes_on_in_one_process(killed_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(killed_run, tmp_path, dirs_exist_ok=True)
     train(small(shard=True), tmp_path / "two", workers=0, progress=False)
     assert_like_one_process(tmp_path)
 
