@@ -113,6 +113,7 @@ print(*{name.partition(".")[0] for name in set(sys.modules) - before} - {"zoo"} 
         "import zoo, timm",
         "import timm, zoo",
         "import zoo.models.croco, timm",
+        "import zoo.layers.attention, timm",
         "import zoo, importlib.util; importlib.util.find_spec('timm'); import timm",  # as torch.hub looks for it
     ],
 )

@@ -85,14 +85,17 @@ class SelfAttention(_Attention):
         x = self.qkv(x)
         if places is not None:
             x = take_tokens(x, places)
-        qkv = x.unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        x = x.unflatten(2, (3, self.num_heads, self.head_dim))  # B, N, 3, heads, d
+        # taken apart at once: the gradients of single parts would each be filled up with zeros and then added
         if rope is not None:
-            q, k = apply_rope(qkv[:2], rope).unbind(0)  # both in one pass
+            qk, v = x.split([2, 1], dim=2)
+            q, k = apply_rope(qk.permute(2, 0, 3, 1, 4), rope).unbind(0)  # both in one pass
+            v = v.squeeze(2).transpose(1, 2)
         else:
-            q, k = qkv[0], qkv[1]
+            q, k, v = x.transpose(1, 3).unbind(2)  # B, heads, N, d each
         if index is not None:
             q = q.take_along_dim(index[:, None, :, None], dim=2)
-        return self.proj_drop(self.proj(self._attend(q, k, qkv[2], bias)))
+        return self.proj_drop(self.proj(self._attend(q, k, v, bias)))
 
 
 class CrossAttention(_Attention):
