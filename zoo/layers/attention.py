@@ -92,7 +92,8 @@ class SelfAttention(_Attention):
             q, k = apply_rope(qk.permute(2, 0, 3, 1, 4), rope).unbind(0)  # both in one pass
             v = v.squeeze(2).transpose(1, 2)
         else:
-            q, k, v = x.transpose(1, 3).unbind(2)  # B, heads, N, d each
+            q, k, v = x.unbind(2)
+            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # B, heads, N, d
         if index is not None:
             q = q.take_along_dim(index[:, None, :, None], dim=2)
         return self.proj_drop(self.proj(self._attend(q, k, v, bias)))

@@ -6,7 +6,7 @@ them on nothing else. All maps are channels-last, so that a 1x1 convolution is a
 annotations.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ __all__ = ["ConvMAE", "ConvMAEPretraining", "VisiblePatches"]
 
 KERNEL = 5  # of the depthwise convolutions
 HALO = KERNEL // 2  # places that a convolution sees beyond a patch's border
+_CACHED = 2**20  # numbers that a CPU's cache holds, about
 ConvNorm = partial(nn.LayerNorm, eps=1e-5)
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
@@ -75,23 +76,37 @@ class WindowConv(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, windows: Tensor) -> Tensor:
         """x (m, p, p, C), weight (C, 1, 5, 5), windows (m, p + 4, p + 4) -> m, p, p, C."""
         ctx.save_for_backward(x, weight, windows)
-        return _convolve(_cut(x, windows), weight)
+        return _join([_convolve(cut, weight) for cut in _cut(x, windows)])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, windows = ctx.saved_tensors
-        grad_x = _convolve(_cut(grad, windows), weight.flip(2, 3))
-        # place by place of the kernel: quicker than a grouped convolution, which needs other memory layouts
-        cut, p = _cut(x, windows), x.shape[1]
-        places = [(cut[:, i : i + p, j : j + p] * grad).sum((0, 1, 2)) for i in range(KERNEL) for j in range(KERNEL)]
-        grad_weight = torch.stack(places, dim=1).view_as(weight)
+        turned = weight.flip(2, 3)
+        grad_x = _join([_convolve(cut, turned) for cut in _cut(grad, windows)])
+        grad_weight = torch.zeros_like(weight)
+        done, p = 0, x.shape[1]
+        for cut in _cut(x, windows):
+            part = grad[done : done + len(cut)]
+            # place by place of the kernel: quicker than a grouped convolution, which needs other memory layouts
+            places = [
+                (cut[:, i : i + p, j : j + p] * part).sum((0, 1, 2)) for i in range(KERNEL) for j in range(KERNEL)
+            ]
+            grad_weight += torch.stack(places, dim=1).view_as(weight)
+            done += len(cut)
         return grad_x, grad_weight, None
 
 
-def _cut(x: Tensor, windows: Tensor) -> Tensor:
-    """x (m, p, p, C) at the places `windows` (m, q, q) -> m, q, q, C; the number behind the last place gives zeros."""
+def _cut(x: Tensor, windows: Tensor) -> Iterator[Tensor]:
+    """x (m, p, p, C) at the places `windows` (m, q, q), so many patches at once as a CPU's cache holds: k, q, q, C of
+    all m in turn. The number behind the last place gives zeros."""
     places = F.pad(x.reshape(-1, x.shape[-1]), (0, 0, 0, 1))
-    return places.index_select(0, windows.flatten()).unflatten(0, windows.shape)
+    count = max(1, _CACHED // (windows[0].numel() * x.shape[-1])) if x.device.type == "cpu" else len(windows)
+    for part in windows.split(count):
+        yield places.index_select(0, part.flatten()).unflatten(0, part.shape)
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _convolve(x: Tensor, weight: Tensor) -> Tensor:
