@@ -12,7 +12,7 @@ from zoo.layers.patchify import TARGETS, normalize_patches
 from zoo.train import build, preview, run
 from zoo.train.build import make_curriculum, make_source
 from zoo.train.curriculum import Curriculum, scaled
-from zoo.train.data.loading import StepSampler, make_loader
+from zoo.train.data.loading import StepSampler, make_loader, to_device
 from zoo.train.engine import train
 from zoo.train.run import Run, read_log
 
@@ -21,6 +21,7 @@ POINTS = {
     "objective.mask_ratio": [[0, 0.5], [6, 0.9]],
     "objective.target": [[0, "per_channel"], [2, "gray"], [5, None]],
 }
+SIZES = {"data.image_size": {"cycle": [32, [48, 64], 64]}}
 
 
 def test_values_at_a_step() -> None:
@@ -34,6 +35,9 @@ def test_values_at_a_step() -> None:
     assert Curriculum({}, 8).objective(3) == Curriculum({}, 8).data(3) == {}
     switch = Curriculum({"objective.frozen_statistics": [[0, False], [4, True]]}, 8)
     assert [switch.objective(step)["frozen_statistics"] for step in (3, 4)] == [False, True], "a switch isn't a number"
+    sizes = Curriculum(SIZES, 8)
+    assert [sizes.data(8 * step)["image_size"] for step in range(4)] == [32, (48, 64), 64, 32]
+    assert sizes.steps() == [0, 1, 2] and scaled(SIZES, 3) == SIZES
 
 
 def test_scaled_to_another_length() -> None:
@@ -56,13 +60,51 @@ def test_scaled_to_another_length() -> None:
         ({"objective.mask_ratio": [[0, 0.5], [9, 1.0]]}, "hides 64 of 64"),
         ({"objective.target": [[0, "grey"]]}, "target: 'grey'; it must be pixels or"),
         ({"objective.crop": [[0, 32]]}, "no setting crop that can change"),
-        ({"data.image_size": [[0, 32]]}, "keep their image_size"),
+        ({"data.supersample": [[0, 1]]}, "keep their supersample"),
+        ({"data.image_size": [[0, 32], [4, 64]]}, "can't grow"),
+        ({"data.image_size": {"cycle": []}}, "no cycle of values"),
+        ({"data.image_size": {"cycle": [64], "at": 3}}, "no cycle of values"),
+        ({"data.image_size": {"cycle": [64, 0]}}, "image_size: 0"),
+        ({"data.image_size": {"cycle": [64, 60]}}, "takes no images of 60x60"),
+        ({"data.image_size": {"cycle": [64, 8]}}, "too few to hide"),
+        ({"data.image_size": {"cycle": [64, 128]}}, "set model_args.img_size to the largest"),
         ({"data.displacement": [[0, [0.1, 0.2]], [5, [0.2, 0.1]]]}, "the smaller first"),
     ],
 )
 def test_impossible_curricula(points: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=message):
         train(tiny(curriculum=points), tmp_path, workers=0, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_args.dynamic_img_size": False}, "takes no images of 32x32"),
+        ({"objective.crop": 64}, "Crops are of one size"),
+        ({"model": "croco_nano_patch8_64_mae", "objective": {"name": "masked_image_modeling"}}, "images of one size"),
+    ],
+)
+def test_trainings_of_one_size(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=message):
+        train(tiny(curriculum=SIZES, **settings), tmp_path, workers=0, progress=False)
+
+
+@pytest.mark.parametrize("render", ["workers", "device"])
+def test_steps_of_several_sizes(render: str) -> None:
+    recipe = tiny(curriculum=SIZES, batch_size=4, **{"data.render": render})
+    parts = build.make_parts(recipe)
+    sampler = StepSampler(len(parts.source), 4, 0, 0, 4, 1, 0, 1)
+    loader = make_loader(parts.source, parts.objective.transform, sampler, 0, False, parts.curriculum)
+    for step, (batch, size) in enumerate(zip(loader, [(32, 32), (48, 64), (64, 64), (32, 32)], strict=True)):
+        batch = to_device(batch, parts.source_at(step), torch.device("cpu"))
+        img1, img2, mask = parts.objective.views(batch)
+        assert img1.shape == img2.shape == (4, 3, *size)
+        patches = size[0] * size[1] // 64
+        assert mask.shape == (4, patches) and (mask.sum(1) == int(0.9 * patches)).all() and len(mask.unique(dim=0)) > 1
+        expected = parts.source.changed(image_size=size)
+        if render == "workers":
+            assert torch.equal(batch["image1"][1], torch.from_numpy(expected[4 * step + 1]["image1"]).permute(2, 0, 1))
+        assert parts.objective(batch)["loss"].isfinite()
 
 
 def test_photos_have_no_curriculum() -> None:
@@ -85,7 +127,7 @@ def test_samples_follow_the_step() -> None:
 
 def test_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With everything that may change, scenes rendered on the device among it; and the step decides, not the start."""
-    recipe = tiny(curriculum=POINTS, **{"data.render": "device"})
+    recipe = tiny(curriculum=POINTS | SIZES, **{"data.render": "device"})
     train(recipe, tmp_path / "whole", workers=0, progress=False)
 
     save = Run.save

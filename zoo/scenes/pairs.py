@@ -40,13 +40,15 @@ class ScenePairs:
         return self.length
 
     def changed(self, **settings: Any) -> "ScenePairs":
-        """The same sequence with another displacement or texture_scale.
+        """The same sequence with another displacement, texture_scale or image_size.
 
         Raises:
-            RecipeError: another setting, which would change the images' shape or whether there are any.
+            RecipeError: another setting.
         """
-        if fixed := sorted(settings.keys() - {"displacement", "texture_scale"}):
-            raise RecipeError(f"Scenes keep their {', '.join(fixed)}; change displacement or texture_scale only.")
+        if fixed := sorted(settings.keys() - {"displacement", "texture_scale", "image_size"}):
+            raise RecipeError(
+                f"Scenes keep their {', '.join(fixed)}; change displacement, texture_scale or image_size only."
+            )
         return ScenePairs(replace(self.config, **settings), self.seed, self.length, self.truths)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:

@@ -77,6 +77,11 @@ class Parts:
     optimizer: torch.optim.Optimizer
     average: ModelEmaV3 | None
 
+    def source_at(self, step: int) -> Any:
+        """The source with a step's settings, which scenes that are rendered on the device are rendered with."""
+        changes = self.curriculum.data(step * self.curriculum.batch_size)
+        return self.source.changed(**changes) if changes else self.source
+
     def update_average(self, step: int) -> None:
         """Take the weights after a step into their average, if the recipe has one."""
         if self.average is not None:
@@ -222,10 +227,9 @@ def make_curriculum(recipe: Recipe, source: Any, objective: Objective) -> Curric
     objective is left with those of step 0."""
     curriculum = Curriculum(recipe.curriculum, recipe.batch_size)
     kinds = {"objective": declared(type(objective)), "data": declared(SceneConfig)}
-    for part, settings in curriculum.points.items():
-        for name, points in settings.items():
-            for _, value in points:
-                check_settings({name: value}, kinds[part], f"The recipe {recipe.name}'s curriculum", f"{part}.")
+    for part, kind in kinds.items():
+        for name, value in curriculum.values(part):
+            check_settings({name: value}, kind, f"The recipe {recipe.name}'s curriculum", f"{part}.")
     for step in reversed(curriculum.steps()):
         if changes := curriculum.data(step * recipe.batch_size):
             if not hasattr(source, "changed"):
@@ -233,6 +237,8 @@ def make_curriculum(recipe: Recipe, source: Any, objective: Objective) -> Curric
             source.changed(**changes)
         with fitting("curriculum"):
             objective.configure(**curriculum.objective(step))
+    if sizes := [value for name, value in curriculum.values("data") if name == "image_size"]:
+        objective.take_sizes([(size, size) if isinstance(size, int) else size for size in sizes])
     return curriculum
 
 

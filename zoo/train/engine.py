@@ -64,10 +64,11 @@ def train(
         wrapped.train()
         for step in range(start, plan.steps):
             objective.configure(**parts.curriculum.objective(step))
+            source_now = parts.source_at(step)
             for group in optimizer.param_groups:
                 group["lr"] = plan.learning_rate(step) * group["lr_scale"]
             for part in range(accumulate):
-                batch = to_device(next(batches), parts.source, accelerator.device)
+                batch = to_device(next(batches), source_now, accelerator.device)
                 torch.manual_seed(step_seed(recipe.seed, step, part, accelerator.process_index))
                 with accelerator.accumulate(wrapped):
                     outcome = wrapped(batch)

@@ -100,8 +100,9 @@ class _Trial:
         loader = make_loader(source, objective.transform, sampler, self.workers, cuda, self.parts.curriculum)
         wrapped.train()
         with Batches(loader) as batches:
-            for batch in batches:
-                loss = wrapped(to_device(batch, source, self.device))["loss"]
+            for number, batch in enumerate(batches):
+                source_now = self.parts.source_at(number * micro // self.recipe.batch_size)
+                loss = wrapped(to_device(batch, source_now, self.device))["loss"]
                 self.accelerator.backward(loss)
                 if self.recipe.optimizer.clip_grad is not None:
                     self.accelerator.clip_grad_norm_(wrapped.parameters(), self.recipe.optimizer.clip_grad)
@@ -135,6 +136,8 @@ def show_batch(recipe: Recipe, samples: int = 4) -> Figure:
     loader = make_loader(source, objective.transform, sampler, workers=0, pin_memory=False, curriculum=curriculum)
     with Batches(loader) as batches:
         batch = next(batches)
+    if changes := curriculum.data(0):
+        source = source.changed(**changes)
     batch = to_device(batch, source, torch.device("cpu"))
     torch.manual_seed(step_seed(recipe.seed, 0, 0, 0))
     figure = objective.show([source[index] for index, _ in keys], batch)

@@ -171,5 +171,5 @@ def test_changed_scenes_keep_the_rest() -> None:
         source, want, got = make(pairs), make(pairs.changed(**easy)), make(pairs).changed(**easy)
         assert len(got) == 9 and all(np.array_equal(got[4][key], want[4][key]) for key in got[4])
         assert any(not np.array_equal(got[4][key], source[4][key]) for key in got[4])
-        with pytest.raises(RecipeError, match="keep their image_size"):
-            source.changed(image_size=32)
+        with pytest.raises(RecipeError, match="keep their supersample"):
+            source.changed(supersample=1)

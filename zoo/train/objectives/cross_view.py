@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from zoo.errors import DataError, RecipeError
+from zoo.errors import DataError, ImageError, RecipeError
 from zoo.layers.masking import num_hidden, random_order
 from zoo.layers.patchify import TARGETS
 from zoo.models.croco import PairModel
@@ -43,7 +43,7 @@ class PairTransform:
     size: height and width that the model takes. Images of another size are resized, so that the shorter side is
     `resize` pixels, and cropped at random, each for itself; those of this size only if `crop` says so. color_jitter:
     strength of brightness, contrast and saturation jitter (0.4: factors 0.6..1.4), each image's own; it is drawn here
-    and done in `forward`.
+    and done in `forward`. any_size: take images of all sizes as they are; the largest have num_patches.
     """
 
     num_patches: int
@@ -51,6 +51,7 @@ class PairTransform:
     resize: int
     crop: bool
     color_jitter: float
+    any_size: bool = False
 
     def __call__(self, sample: dict[str, Any], seed: int) -> dict[str, Tensor]:
         """image1, image2: uint8 arrays (H, W, 3) -> uint8 tensors (3, h, w), jitter1, jitter2 (3, 2) of
@@ -76,7 +77,7 @@ class PairTransform:
 
     def _crop(self, array: np.ndarray, generator: torch.Generator) -> Tensor:
         image = torch.from_numpy(np.array(array)).permute(2, 0, 1)  # a copy: PIL's arrays are read-only
-        if tuple(image.shape[-2:]) == self.size and not self.crop:
+        if self.any_size or (tuple(image.shape[-2:]) == self.size and not self.crop):
             return image.contiguous()
         if min(image.shape[-2:]) != self.resize:
             image = TF.resize(image, [self.resize], InterpolationMode.BICUBIC, antialias=True)
@@ -115,6 +116,7 @@ class CrossViewCompletion(Objective):
 
     sample = "pair"
     figures = ("loss",)
+    transform: PairTransform
 
     def __init__(
         self,
@@ -152,6 +154,7 @@ class CrossViewCompletion(Objective):
     def configure(self, **settings: Any) -> None:
         for name, value in settings.items():
             if name == "mask_ratio":
+                self.mask_ratio = value
                 self.hidden = num_hidden(self.num_patches, value)
                 if not 0 < self.hidden < self.num_patches:
                     raise RecipeError(
@@ -163,6 +166,24 @@ class CrossViewCompletion(Objective):
             else:
                 super().configure(**{name: value})
 
+    def take_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
+        if self.transform.crop:
+            raise RecipeError("Crops are of one size; leave out objective.crop, or data.image_size of the curriculum.")
+        for height, width in sizes:
+            try:
+                rows, columns = self.model._grid(torch.empty(1, 3, height, width, device="meta"))
+            except ImageError as error:
+                raise RecipeError(
+                    f"The model takes no images of {height}x{width} ({error}); set model_args.dynamic_img_size, or "
+                    "change data.image_size of the curriculum."
+                ) from error
+            if not 0 < num_hidden(rows * columns, self.mask_ratio) < rows * columns <= self.num_patches:
+                raise RecipeError(
+                    f"Images of {height}x{width} have {rows * columns} patches, too few to hide some or more than the "
+                    f"model's {self.num_patches}; set model_args.img_size to the largest image_size of the curriculum."
+                )
+        self.transform = replace(self.transform, any_size=True)
+
     def views(self, batch: dict[str, Tensor], hidden: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """What the model sees of a batch: images 1 and 2, uint8 (B, 3, H, W), and mask (B, N) bool.
 
@@ -173,13 +194,20 @@ class CrossViewCompletion(Objective):
             color_jitter(batch[f"image{i}"], batch[f"jitter{i}"]) if f"jitter{i}" in batch else batch[f"image{i}"]
             for i in (1, 2)
         )
-        return img1, img2, batch["order"] < (self.hidden if hidden is None else hidden)
+        order = batch["order"]
+        patches = img1.shape[-2] * img1.shape[-1] // self.model.patch_size**2
+        if patches < order.shape[1]:  # of a smaller size than others: the order of its patches among themselves
+            order = order[:, :patches].argsort(dim=1).argsort(dim=1)
+        return img1, img2, order < (self._hidden(patches) if hidden is None else hidden)
+
+    def _hidden(self, patches: int) -> int:
+        return self.hidden if patches == self.num_patches else num_hidden(patches, self.mask_ratio)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """A batch of `PairTransform`'s rows, scenes rendered -> the loss."""
         img1, img2, mask = self.views(batch)
         img1, img2 = self.to_input(img1), self.to_input(img2)
-        return dict(loss=self.model.completion_loss(img1, img2, mask, self.hidden, self.target))
+        return dict(loss=self.model.completion_loss(img1, img2, mask, self._hidden(mask.shape[1]), self.target))
 
     def judge(self, batch: dict[str, Tensor]) -> Tensor:
         """The sum of the loss over a batch."""

@@ -90,6 +90,15 @@ class Objective(nn.Module):
                 "out of the curriculum."
             )
 
+    def take_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Take images of these heights and widths, before the first step of a run whose steps differ in them.
+
+        Raises RecipeError (a ValueError) for what is trained on one size.
+        """
+        raise RecipeError(
+            f"{type(self).__name__} is trained on images of one size; leave data.image_size out of the curriculum."
+        )
+
     def trained(self) -> nn.Module:
         """What a finished run gives: the model, whose weights are written."""
         return self.model
