@@ -6,6 +6,7 @@ import ast
 import contextlib
 import io
 import os
+import pickle
 import shutil
 import struct
 import subprocess
@@ -109,10 +110,12 @@ def test_16_bits(content: bytes) -> None:
     assert np.abs(read.astype(float) - RAMP[..., None] / 257).max() <= 0.5
 
 
-def png(width: int, height: int, depth: int, color: int, rows: bytes) -> bytes:
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+def chunk(name: bytes, data: bytes) -> bytes:
+    """Of a PNG file."""
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
+
+def png(width: int, height: int, depth: int, color: int, rows: bytes) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
@@ -290,14 +293,71 @@ def test_rows_of_other_files_are_arrays(tmp_path: Path) -> None:
     for name in ("text.png", "missing.png", "."):
         with pytest.raises(ImageError):
             read_rows(tmp_path / name)
-    content = bytearray(_png_bytes(image))
+    content = bytearray(encoded(image, "PNG"))
     content[20] ^= 1  # the height, whose checksum doesn't agree
     (tmp_path / "damaged.png").write_bytes(content)
     with pytest.raises(ImageError):
         read_rows(tmp_path / "damaged.png")
 
 
-def _png_bytes(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
+PLAIN = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)), "PNG")
+TURNED = b"Exif\0\0MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\3" + bytes(6)  # by 180 degrees
+BARE_TURNED = TURNED.removeprefix(b"Exif\0\0")
+ODD = {  # chunks between header and pixels, and behind them
+    "EXIF behind": (b"", chunk(b"eXIf", BARE_TURNED)),
+    "EXIF in a text": (chunk(b"tEXt", b"exif\0" + TURNED), b""),
+    "EXIF in a text behind": (b"", chunk(b"tEXt", b"exif\0" + TURNED)),
+    "EXIF in hexadecimal": (chunk(b"tEXt", b"Raw profile type exif\0\nexif\n  34\n" + TURNED.hex().encode()), b""),
+    "another header": (chunk(b"IHDR", struct.pack(">IIBBBBB", 20, 29, 8, 2, 0, 0, 0)), b""),
+    "another header of gray pixels": (chunk(b"IHDR", struct.pack(">IIBBBBB", 60, 30, 8, 0, 0, 0, 0)), b""),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_rows_of_odd_files(name: str, tmp_path: Path) -> None:
+    before, behind = ODD[name]
+    path = tmp_path / "odd.png"
+    path.write_bytes(PLAIN[:33] + before + PLAIN[33:-12] + behind + PLAIN[-12:])
+    whole, rows = read_image(path), read_rows(path)
+    assert rows.shape == whole.shape
+    np.testing.assert_array_equal(rows[3:9], whole[3:9])
+    assert "EXIF" not in name or np.array_equal(whole, read_image("x", PLAIN)[::-1, ::-1])
+
+
+@pytest.mark.parametrize("decoder", ["libspng", "Pillow"])
+def test_rows_of_damaged_files(decoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never other pixels than the file had, wherever a bit is wrong or the file ends; libspng compares no checksums."""
+    if decoder == "Pillow":
+        monkeypatch.setattr(photos, "pyspng", None)
+    path, whole = tmp_path / "damaged.png", read_image("x", PLAIN)
+    cut = [PLAIN[:end] for end in range(0, len(PLAIN), 40)]
+    wrong = [PLAIN[:at] + bytes([PLAIN[at] ^ 4]) + PLAIN[at + 1 :] for at in range(0, len(PLAIN), 25)]
+    refused = 0
+    for content in (*cut, *wrong):
+        path.write_bytes(content)
+        try:
+            np.testing.assert_array_equal(read_rows(path)[2:20], whole[2:20])
+        except ImageError:
+            refused += 1
+    assert refused >= len(cut) + len(wrong) - 1  # the sum behind the last chunk says nothing of pixels
+
+
+def test_rows_of_lines_are_refused(tmp_path: Path) -> None:
+    for width, height in ((1, 201), (201, 1), (1, 80_000), (20, 0), (9_500, 9_500)):
+        (tmp_path / "line.png").write_bytes(png(width, height, 8, 2, bytes(4 * 201)))
+        with pytest.raises(ImageError, match="is not an image"):
+            read_rows(tmp_path / "line.png")
+
+
+def test_any_index_of_rows(tmp_path: Path) -> None:
+    """As of an array."""
+    (tmp_path / "a.png").write_bytes(PLAIN)
+    whole, rows = read_image("x", PLAIN), pickle.loads(pickle.dumps(read_rows(tmp_path / "a.png")))
+    assert isinstance(rows, PngRows)
+    reversed_rows, few = slice(20, 3, -1), (slice(2, 9), slice(None, None, 3))
+    for index in (0, -1, reversed_rows, slice(0, 9, 2), slice(9, 3), few, ..., [4, 2], (3, 4, 1)):
+        np.testing.assert_array_equal(rows[index], whole[index])
+    with pytest.raises(IndexError):
+        rows[30]
+    with pytest.raises(ValueError, match="always a new one"):
+        np.asarray(rows, copy=False)

@@ -5,13 +5,13 @@ Upright as its camera was held, 16-bit values as what they are, and nothing open
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
 import stat
 import struct
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,8 +47,12 @@ _ORIENTATION = 0x0112  # of EXIF
 # filter, interlacing, checksum
 _PNG_HEADER = struct.Struct(">8sI4sIIBBBBBI")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# chunks, and beginnings of texts, by which a file may be turned or hold several images
-_PNG_SPECIAL = (b"eXIf", b"acTL", *(kind + text for kind in (b"tEXt", b"zTXt", b"iTXt") for text in (b"Raw ", b"XML:")))
+_PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+# chunks, and beginnings of texts, by which a file may be turned or hold several images, or pixels that only some read
+_PNG_SPECIAL = (
+    *(b"eXIf", b"acTL", b"fcTL", b"fdAT", b"DDAT", b"IHDR"),
+    *(kind + key for kind in _PNG_TEXTS for key in (b"exif", b"xmp", b"Raw ", b"XML:")),
+)
 
 
 def read_image(path: str | Path, content: bytes | None = None, enough: int | None = None) -> np.ndarray:
@@ -64,7 +68,7 @@ def read_image(path: str | Path, content: bytes | None = None, enough: int | Non
             io.BytesIO(content) if content is not None else _open_regular(path) as file,
             Image.open(_with_short_header(file), formats=FORMATS) as image,
         ):
-            _check_size(image)
+            _check_size(*image.size)
             if enough is not None:
                 _decode_small(image, enough)
             return _to_rgb(_upright(image))
@@ -84,27 +88,46 @@ def read_rows(path: str | Path) -> np.ndarray | PngRows:
     """An image file to take rows from: `read_rows(path)[top:bottom]` is `read_image(path)[top:bottom]`.
 
     An array, but of a PNG file something that decodes what a slice needs. Raises ImageError (a ValueError), for a PNG
-    file's pixels when they are taken.
+    file that is whole but can't be decoded when rows are taken.
     """
     try:
         with _open_regular(path) as file:
             content = file.read()
     except Exception:
         return read_image(path)  # says what is wrong
-    if len(content) > _PNG_HEADER.size:
-        signature, _, _, width, height, *_, interlaced, checksum = _PNG_HEADER.unpack_from(content)
-        plain = signature == _PNG_SIGNATURE and checksum == zlib.crc32(content[12:29]) and not interlaced
-        if plain and not any(chunk.startswith(_PNG_SPECIAL) for chunk in _png_chunks(content)):
+    if _is_plain_png(content):
+        _, _, _, width, height, *_ = _PNG_HEADER.unpack_from(content)
+        with contextlib.suppress(ValueError):
+            _check_size(width, height)
             return PngRows(path, content, (height, width, 3))
     return read_image(path, content)
 
 
-def _png_chunks(content: bytes) -> Iterator[bytes]:
-    """How a PNG file's chunks begin: their names and four bytes."""
-    place = len(_PNG_SIGNATURE)
-    while place < len(content):
-        yield content[place + 4 : place + 12]
-        place += 12 + int.from_bytes(content[place : place + 4], "big")
+def _is_plain_png(content: bytes) -> bool:
+    """Whether a PNG file is whole and undamaged, holds one image that nothing turns, and has its rows in order.
+
+    Checksums are compared here because libspng, as pyspng calls it, doesn't, and because zlib's own comes behind the
+    last row.
+    """
+    if len(content) < _PNG_HEADER.size:
+        return False
+    signature, length, name, *_, interlaced, _ = _PNG_HEADER.unpack_from(content)
+    if (signature, length, name, interlaced) != (_PNG_SIGNATURE, 13, b"IHDR", 0):
+        return False
+    place, view = len(signature), memoryview(content)
+    while name != b"IEND":
+        end = place + 12 + int.from_bytes(view[place : place + 4], "big")
+        name = content[place + 4 : place + 8]
+        special = content.startswith(_PNG_SPECIAL, place + 4) and place > len(signature)  # the first one is the header
+        if end > len(content) or special or _checksum(view[place + 4 : end - 4]) != content[end - 4 : end]:
+            return False
+        place = end
+    return True
+
+
+def _checksum(chunk: bytearray | memoryview) -> bytes:
+    """Of a PNG chunk's name and data."""
+    return zlib.crc32(chunk).to_bytes(4, "big")
 
 
 class PngRows:
@@ -116,28 +139,33 @@ class PngRows:
     def __init__(self, path: str | Path, content: bytes, shape: tuple[int, int, int]) -> None:
         self.path, self.content, self.shape = path, content, shape
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        """Neighboring rows, uint8 (rows, W, 3). Raises ImageError (a ValueError)."""
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        """Neighboring rows, uint8 (rows, W, 3); what an array gives for any other index than a slice of them. Raises
+        ImageError (a ValueError)."""
+        if not isinstance(rows, slice) or rows.step not in (None, 1):
+            return np.asarray(self)[rows]
         height, width, _ = self.shape
         top, bottom, _ = rows.indices(height)
         content, lowest = self.content, max(bottom, -(-width // MAX_ASPECT))
         if lowest < height:
             header = bytearray(content[: _PNG_HEADER.size])
             header[20:24] = struct.pack(">I", lowest)
-            header[29:33] = struct.pack(">I", zlib.crc32(header[12:29]))
+            header[29:33] = _checksum(header[12:29])
             content = bytes(header) + content[_PNG_HEADER.size :]
         found = _decode_png(content)
         return (read_image(self.path, content) if found is None else found)[top:bottom]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("An array of a PNG file's rows is always a new one; leave copy=False out.")
         return self[:].astype(dtype or np.uint8, copy=False)
 
 
 def _decode_png(content: bytes) -> np.ndarray | None:
     """By libspng, if it is installed, in half of the time that Pillow takes. None of what Pillow should see: other
-    kinds than RGB of 8 bits, too many pixels, damaged files."""
-    *_, width, height, depth, color, _, _, _, _ = _PNG_HEADER.unpack_from(content)
-    if pyspng is None or (depth, color) != (8, 2) or width * height > MAX_PIXELS:
+    kinds than RGB of 8 bits, damaged files."""
+    *_, depth, color, _, _, _, _ = _PNG_HEADER.unpack_from(content)
+    if pyspng is None or (depth, color) != (8, 2):
         return None
     try:
         return pyspng.load(content, format="RGB")
@@ -148,7 +176,7 @@ def _decode_png(content: bytes) -> np.ndarray | None:
 def to_rgb(image: Image.Image) -> np.ndarray:
     """An image of PIL as RGB, uint8 (H, W, 3), as `read_image` makes it of a file. Raises ImageError (a ValueError)."""
     try:
-        _check_size(image)
+        _check_size(*image.size)
         return _to_rgb(_upright(image))
     except Exception as error:
         raise ImageError(f"The image of PIL can't be read ({error}); give one of 8 or 16 bits.") from error
@@ -176,9 +204,8 @@ def _with_short_header(file: BinaryIO) -> BinaryIO:
     return file
 
 
-def _check_size(image: Image.Image) -> None:
+def _check_size(width: int, height: int) -> None:
     """Before anything is decoded. Raises ValueError."""
-    width, height = image.size
     if min(width, height) < 1 or width * height > MAX_PIXELS:
         raise ValueError(f"its {width} x {height} pixels are more than the {MAX_PIXELS:,} of a photo")
     if max(width, height) > MAX_ASPECT * min(width, height):
