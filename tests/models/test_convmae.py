@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import zoo  # noqa: F401  (registers the models)
 from zoo.layers.masking import random_mask
+from zoo.models import convmae
 from zoo.models.convmae import ConvMAEPretraining, VisiblePatches, WindowConv
 
 SMALL: dict[str, Any] = dict(embed_dim=(8, 12, 24), depths=(2, 1, 1), num_heads=2, decoder_dim=16, decoder_depth=1)
@@ -67,6 +68,41 @@ def test_gradients_of_the_window_convolution() -> None:
     x = torch.randn(8, 2, 2, 3, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(3, 1, 5, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, weight: WindowConv.apply(x, weight, windows), (x, weight))
+
+
+@pytest.mark.parametrize("cached", [1, 200])
+def test_window_convolution_in_parts(cached: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By single patches, and by parts of which the last is smaller."""
+    windows = VisiblePatches(torch.tensor([[0, 1, 4, 3, 2], [2, 5, 1, 4, 0]]), (2, 3)).windows(2)
+    torch.manual_seed(0)
+    x, grad = torch.randn(2, 10, 2, 2, 2, dtype=torch.float64)
+    weight = torch.randn(2, 1, 5, 5, dtype=torch.float64)
+    whole = _convolved(x, weight, windows, grad)
+    monkeypatch.setattr(convmae, "_CACHED", cached)
+    torch.testing.assert_close(_convolved(x, weight, windows, grad), whole)
+
+
+def test_window_convolution_adds_parts_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 the sum of many equal parts would stand still."""
+    windows = VisiblePatches(torch.zeros(512, 1, dtype=torch.long), (1, 1)).windows(2)
+    monkeypatch.setattr(convmae, "_CACHED", 1)
+    x = torch.ones(512, 2, 2, 1, dtype=torch.bfloat16)
+    *_, grad = _convolved(x, torch.ones(1, 1, 5, 5, dtype=torch.bfloat16), windows, x)
+    assert grad.dtype == torch.bfloat16 and grad[0, 0, 2, 2] == 4 * 512
+
+
+def test_window_convolution_of_no_samples() -> None:
+    windows = VisiblePatches(torch.zeros(0, 3, dtype=torch.long), (2, 3)).windows(2)
+    x = torch.zeros(0, 2, 2, 2)
+    y, grad_x, grad = _convolved(x, torch.ones(2, 1, 5, 5), windows, x)
+    assert y.shape == grad_x.shape == x.shape and (grad == 0).all()
+
+
+def _convolved(x: Tensor, weight: Tensor, windows: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The result, and the gradients of x and weight."""
+    x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
+    y: Tensor = WindowConv.apply(x, weight, windows)
+    return y.detach(), *torch.autograd.grad(y, (x, weight), grad)
 
 
 def test_arithmetic_of_a_step() -> None:

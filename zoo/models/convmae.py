@@ -83,7 +83,8 @@ class WindowConv(torch.autograd.Function):
         x, weight, windows = ctx.saved_tensors
         turned = weight.flip(2, 3)
         grad_x = _join([_convolve(cut, turned) for cut in _cut(grad, windows)])
-        grad_weight = torch.zeros_like(weight)
+        # in float32 at least: the parts are many, and a sum of them in bfloat16 would lose the small ones
+        grad_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
         done, p = 0, x.shape[1]
         for cut in _cut(x, windows):
             part = grad[done : done + len(cut)]
@@ -93,14 +94,14 @@ class WindowConv(torch.autograd.Function):
             ]
             grad_weight += torch.stack(places, dim=1).view_as(weight)
             done += len(cut)
-        return grad_x, grad_weight, None
+        return grad_x, grad_weight.to(weight.dtype), None
 
 
 def _cut(x: Tensor, windows: Tensor) -> Iterator[Tensor]:
     """x (m, p, p, C) at the places `windows` (m, q, q), so many patches at once as a CPU's cache holds: k, q, q, C of
     all m in turn. The number behind the last place gives zeros."""
     places = F.pad(x.reshape(-1, x.shape[-1]), (0, 0, 0, 1))
-    count = max(1, _CACHED // (windows[0].numel() * x.shape[-1])) if x.device.type == "cpu" else len(windows)
+    count = max(1, _CACHED // (windows.shape[1:].numel() * x.shape[-1])) if x.device.type == "cpu" else len(windows)
     for part in windows.split(count):
         yield places.index_select(0, part.flatten()).unflatten(0, part.shape)
 
