@@ -50,8 +50,9 @@ def written(folder: str) -> list[str]:
 
 def test_folders(zoo: Any, blank_pictures: None) -> None:
     more = ("--truth", "truth", "--points", "clouds", "--depth", "depths", "--focal", "20", "--confidence")
-    code, _, err = zoo("stereo", "left", "right", "-o", "out", "--save", "pfm", *more)
+    code, out, err = zoo("stereo", "left", "right", "-o", "out", "--save", "pfm", *more)
     assert code == 0, err
+    assert out.split() == ["out", "depths", "clouds"]
     assert written("out") == ["a.pfm", "a.png", "b.pfm", "b.png"]
     assert written("clouds") == ["a.ply", "b.ply"] and written("depths") == ["a.npy", "b.npy"]
     assert (read_truth("out/b.pfm", "stereo") == 5).all() and np.allclose(np.load("depths/a.npy"), 4)
@@ -101,3 +102,9 @@ def test_one_pair(zoo: Any) -> None:
 def test_what_is_refused(zoo: Any, arguments: tuple[str, ...], message: str) -> None:
     code, _, err = zoo("stereo", *arguments)
     assert code == 2 and message in " ".join(err.split())
+
+
+@pytest.mark.parametrize("command", ["stereo", "flow"])
+def test_a_folder_is_no_picture(command: str, zoo: Any) -> None:
+    code, _, err = zoo(command, "left/a.png", "right/a.png", "-o", "truth")
+    assert code == 2 and "truth is a folder; name the picture in it" in err

@@ -77,7 +77,9 @@ def test_stereo_sets_and_going_on(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert json.loads((output / "result.json").read_text()) == json.loads(json.dumps(result))
     assert {path.name for path in (output / "eth3d_train").glob("*.png")} == {"worst1.png", "worst2.png", "worst3.png"}
     print_result(result)
-    assert "eth3d:train" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and any("eth3d:train" in line for line in lines)
+    assert any("bad@2.0" in line and f"{pixels['bad@2.0']:.3f}" in line for line in lines)
 
     with torch.no_grad():  # other weights: nothing of the old rows is taken over
         next(model.parameters()).add_(1.0)

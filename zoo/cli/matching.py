@@ -22,7 +22,9 @@ FLOW_MODEL = "croco_nano_patch8_dec128d4_flow"
 _Model = Annotated[str, typer.Option(help="A variant, the folder of a training run, or OWNER/NAME on the Hub.")]
 _Scale = Annotated[
     float | None,
-    typer.Option(min=0.05, max=8, help="Work on photos so many times as large; default: 1, small models 0.5."),
+    typer.Option(
+        min=0.05, max=8, help="Work on photos so many times as large; default: what the model is best at (`zoo info`)."
+    ),
 ]
 _Overlap = Annotated[
     float | None, typer.Option(min=0, max=0.99, help="Share of a tile that its neighbor repeats; default: the model's.")
@@ -83,6 +85,7 @@ def stereo(
 
     jobs, many = _jobs(left, right, truth)
     output = output or Path("disparity" if many else "disparity.png")
+    _check_output(output, many)
     check_ending("" if save is None else f".{save.rpartition('.')[2]}", "stereo")
     if (points is not None or depth is not None) and focal is None and fov is None:
         raise ImageError("Depth needs the camera's focal length; give --focal in pixels or --fov in degrees.")
@@ -107,6 +110,7 @@ def stereo(
             farthest = float(np.percentile(z[np.isfinite(z)], 99)) if np.isfinite(z).any() else 0.0
             cloud = colored_points(z, image, length, farthest)
             write_ply(points / f"{job.name}.ply" if many else points, *cloud)
+    _tell(output if many else None, None if many else save, depth, points)
 
 
 def flow(
@@ -138,6 +142,7 @@ def flow(
 
     jobs, many = _jobs(image1, image2, truth)
     output = output or Path("flow" if many else "flow.png")
+    _check_output(output, many)
     check_ending("" if save is None else f".{save.rpartition('.')[2]}", "flow")
     net, _ = load_matcher(model, "flow")
     for job in _progress(jobs, many):
@@ -148,6 +153,7 @@ def flow(
         _save_figure(figure, output, job, many)
         if save is not None:
             write_map(_place(save, output, job, many), found.flow)
+    _tell(output if many else None, None if many else save)
 
 
 def load_matcher(model: str, task: str) -> tuple[Any, str]:
@@ -238,6 +244,19 @@ def _save_figure(figure: Any, output: Path, job: Job, many: bool) -> None:
         print(path)
 
 
+def _check_output(output: Path, many: bool) -> None:
+    """Raises DataError, before anything is computed, where pictures can't go."""
+    if not many and output.is_dir():
+        raise DataError(f"{output} is a folder; name the picture in it, such as {output / 'picture.png'}.")
+
+
+def _tell(*written: Path | str | None) -> None:
+    """Say where else something was written."""
+    for path in written:
+        if path is not None:
+            print(path)
+
+
 def _place(save: str, output: Path, job: Job, many: bool) -> Path:
     """Where a map goes: `save`, or of many pairs beside the pictures, with that ending."""
     if not many:
@@ -257,7 +276,7 @@ _Output = Annotated[
 def eval_stereo(
     model: Annotated[str, typer.Argument(help="A variant, the folder of a training run, or OWNER/NAME on the Hub.")],
     data: _Data,
-    output: _Output = Path("evaluation"),
+    output: _Output = Path("evaluation") / "stereo",
     overlap: _Overlap = None,
     scale: _Scale = None,
     limit: _Limit = None,
@@ -275,7 +294,7 @@ def eval_stereo(
 def eval_flow(
     model: Annotated[str, typer.Argument(help="A variant, the folder of a training run, or OWNER/NAME on the Hub.")],
     data: _Data,
-    output: _Output = Path("evaluation"),
+    output: _Output = Path("evaluation") / "flow",
     overlap: _Overlap = None,
     scale: _Scale = None,
     limit: _Limit = None,

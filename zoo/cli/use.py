@@ -93,7 +93,7 @@ def demo(
     model: Annotated[str, typer.Option(help="A binocular variant.")] = DEFAULT_PAIR,
     weights: _Weights = None,
 ) -> None:
-    """Show completion, features and matches of a real stereo pair.
+    """Show completion, features, matches, disparity and points of a real stereo pair.
 
     The default model's weights and the photos need no network.
 

@@ -227,11 +227,13 @@ def published(name: str, title: str) -> list[str]:
 
 
 def print_result(result: dict[str, Any]) -> None:
-    """A row for each set, and below it what is published of the model on it."""
-    names = list(next(iter(result["sets"].values()))["pixels"]) if result["sets"] else []
-    table = Table("set", "pairs", *names, title=f"{result['model']}: over all known pixels")
-    for title, of in result["sets"].items():
-        table.add_row(title, str(of["pairs"]), *("-" if x is None else f"{x:.3f}" for x in of["pixels"].values()))
+    """A column for each set, and below them what is published of the model on it."""
+    sets = list(result["sets"].values())
+    table = Table("", *result["sets"], title=f"{result['model']}: over all known pixels")
+    table.add_row("pairs", *(str(of["pairs"]) for of in sets))
+    for name in sets[0]["pixels"] if sets else ():
+        figures = [of["pixels"][name] for of in sets]
+        table.add_row(name, *("-" if x is None else f"{x:.3f}" for x in figures))
     console = Console()
     console.print(table)
     for title in result["sets"]:

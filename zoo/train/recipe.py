@@ -12,6 +12,7 @@ import reprlib
 import textwrap
 import typing
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -198,9 +199,9 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
     """
     path = recipe_path(name_or_path)
     if not os.path.isfile(path):  # unlike Path's it asks no more of a folder than there is to see
-        raise RecipeError(
-            f"There is no recipe '{name_or_path}'; give a .yaml file or one of {', '.join(recipe_names())}."
-        )
+        near = get_close_matches(str(name_or_path), recipe_names())
+        hint = f"did you mean {' or '.join(near)}?" if near else "`zoo recipes` prints all of them."
+        raise RecipeError(f"There is no recipe '{name_or_path}'; {hint} A .yaml file is one, too.")
     try:
         with path.open(encoding="utf-8") as file:
             settings = read_yaml(file.read(MAX_LENGTH + 1))

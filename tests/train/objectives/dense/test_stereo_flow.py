@@ -27,7 +27,7 @@ def test_validation_of_several_sets_and_of_the_average(tmp_path: Path) -> None:
     settings = {
         "init": "",
         "model_args": ARGS,
-        "objective": dict(name="stereo", crop=[16, 32], overlap=0.5),
+        "objective": dict(name="stereo", overlap=0.5),  # crops of the size that the model is made for
         "data": matching | dict(mix="crestereo:train + 3 * eth3d:train"),
         "validation": matching | dict(mix=" + ".join(SETS)),
         "batch_size": 4,

@@ -15,6 +15,7 @@ from zoo.models.croco import DensePairModel
 from zoo.pictures import draw_images
 from zoo.settings import OneOf, Side, Within
 from zoo.train.data.matching.augment import TRUTHS, MatchingTransform, change_colors, tilt, whole_pair
+from zoo.train.data.matching.pairs import MatchingPairs
 from zoo.train.objectives.dense.losses import LOSSES, DenseLoss
 from zoo.train.objectives.dense.metrics import batch_metrics
 from zoo.train.objectives.objective import Objective, as_pixels
@@ -30,9 +31,10 @@ class _Matching(Objective):
     """Base of what trains a dense two-image model on pairs whose displacement is known.
 
     loss: one of `zoo.train.objectives.dense.losses.LOSSES`. crop: height and width of the random crops of augmented
-    pairs; None for samples that come in one size and are taken whole, as scenes do. colors: change them, and tilt a
-    stereo pair's second camera, at random. noise: the largest standard deviation of noise that is added to each image,
-    in gray levels of 255. overlap: of the tiles that validation images are judged by.
+    pairs; by default files are cropped to the size that the model was made for, and scenes, which come in one size, are
+    taken whole. colors: change them, and tilt a stereo pair's second camera, at random. noise: the largest standard
+    deviation of noise that is added to each image, in gray levels of 255. overlap: of the tiles that validation images
+    are judged by.
     """
 
     channels: ClassVar[int]
@@ -61,6 +63,9 @@ class _Matching(Objective):
         super().__init__(model, source)
         self.loss: DenseLoss = LOSSES[loss]()
         self.overlap, self.noise = overlap, noise
+        if crop is None and isinstance(source, MatchingPairs):
+            height, width = model.encoder.patch_embed.img_size
+            crop = height, width
         self.crop = crop
         self.transform = MatchingTransform(self.sample, self.crop, colors)
         self.validation_transform = whole_pair
