@@ -234,16 +234,15 @@ CROCO_DENSE = (
         tag="scenes",
         family="croco",
         form="dense",
-        description="CroCo-Flow in small: a CPU can run it, and a GPU train it in minutes",
+        description="CroCo-Flow in small: a CPU can run it, and train it in two hours",
         args={**_NANO.args, **_NANO_HEAD, "out_chans": 3, **_NANO_FLOW},
         parameters=3_819_523,
         license="Apache-2.0",
         paper=_NANO.paper,
         input_size=(3, 128, 128),
         sources=(Source("package", "croco_nano_patch8_dec128d4_flow.scenes.safetensors", layout="zoo"),),
-        recipe="croco_nano_flow_end",
+        recipe="croco_nano_flow",
         training="Fine-tuned on procedural scenes that two free cameras see, photos of scikit-image on half of their "
-        "surfaces, from an earlier small stereo model: three runs on a CPU core, of which `croco_nano_flow_end` is the "
-        "last.",
+        "surfaces, from the small stereo model that `croco_nano_stereo` trains.",
     ),
 )
