@@ -251,7 +251,7 @@ FAILURES = {
     "no checkpoint": (["convert", "notes.txt", "--variant", PAIR, "-o", "x"], "notes.txt is neither"),
     "export's suffix": (["export", "WEIGHTS", "-o", "x.bin"], ".safetensors"),
     "export of no variant": (["export", "nowhere.safetensors", "-o", "x.pth"], "no variant called"),
-    "no such recipe": (["train", "nonsense"], "one of classify_nano"),
+    "no such recipe": (["train", "croco_nan"], "did you mean croco_nano or"),
     "recipe without data": (["train", "croco_base"], "with --data"),
     "setting without value": (["train", "croco_nano", "--set", "seed"], "KEY=VALUE"),
     "setting without sense": (["train", "croco_nano", "--set", "seed=[1"], "is no YAML"),

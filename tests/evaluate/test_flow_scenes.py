@@ -20,7 +20,7 @@ from zoo.weights import sources
 from zoo.weights.disk import files
 
 MODEL = "croco_nano_patch8_dec128d4_flow"
-SHA256 = "74f60c9584f13769b45082665d5381f56e73f91053a35399dfcb360b1cdb6d33"
+SHA256 = "e37d9740d259379af4b20c0f424e9f48a714933ff9378265e4fdc47d5b37c25b"
 
 
 def test_the_best_shift_is_the_geometric_median_of_what_is_known() -> None:
@@ -49,7 +49,7 @@ def test_weights_of_the_package_beat_each_pairs_best_shift() -> None:
     measured = json.loads(weights.with_suffix(".evaluation.json").read_text("utf-8"))
     assert measured["model"] == dict(name=variant.name, sha256=SHA256)
     recorded = measured["flow"]["scenes"]
-    assert recorded["model"]["EPE"] <= 0.85 * recorded["best_shift"]["EPE"]
+    assert recorded["model"]["EPE"] <= 0.7 * recorded["best_shift"]["EPE"]
 
     net = timm.create_model(MODEL, pretrained=True).eval()
     scenes = flow_scenes.held_out_scenes(variant.recipe, 8)
