@@ -67,6 +67,7 @@ def test_scaled_to_another_length() -> None:
         ({"data.image_size": {"cycle": [64, 0]}}, "image_size: 0"),
         ({"data.image_size": {"cycle": [64, 60]}}, "takes no images of 60x60"),
         ({"data.image_size": {"cycle": [64, 8]}}, "too few to hide"),
+        (SIZES | {"objective.mask_ratio": [[0, 0.9], [9, 0.05]]}, "Images of 32x32 have 16 patches, too few to hide"),
         ({"data.image_size": {"cycle": [64, 128]}}, "set model_args.img_size to the largest"),
         ({"data.displacement": [[0, [0.1, 0.2]], [5, [0.2, 0.1]]]}, "the smaller first"),
     ],

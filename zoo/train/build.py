@@ -230,6 +230,7 @@ def make_curriculum(recipe: Recipe, source: Any, objective: Objective) -> Curric
     for part, kind in kinds.items():
         for name, value in curriculum.values(part):
             check_settings({name: value}, kind, f"The recipe {recipe.name}'s curriculum", f"{part}.")
+    sizes = [value for name, value in curriculum.values("data") if name == "image_size"]
     for step in reversed(curriculum.steps()):
         if changes := curriculum.data(step * recipe.batch_size):
             if not hasattr(source, "changed"):
@@ -237,8 +238,8 @@ def make_curriculum(recipe: Recipe, source: Any, objective: Objective) -> Curric
             source.changed(**changes)
         with fitting("curriculum"):
             objective.configure(**curriculum.objective(step))
-    if sizes := [value for name, value in curriculum.values("data") if name == "image_size"]:
-        objective.take_sizes([(size, size) if isinstance(size, int) else size for size in sizes])
+        if sizes:  # of each with the settings of each step
+            objective.take_sizes([(size, size) if isinstance(size, int) else size for size in sizes])
     return curriculum
 
 
