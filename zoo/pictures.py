@@ -274,9 +274,12 @@ def _draw_lines(ax: Any, lines: Lines) -> None:
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as PNG, JPEG, PDF or SVG by the path's ending. Raises ImageError (a ValueError)."""
+    """Write a figure as PNG, JPEG, PDF or SVG by the path's ending, PNG without one; returns where it is. Raises
+    ImageError (a ValueError)."""
     path = Path(path)
     try:
+        if not path.suffix:  # as matplotlib does
+            path = path.with_name(f"{path.name}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110, facecolor="white")
     except (OSError, ValueError) as error:

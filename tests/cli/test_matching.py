@@ -108,3 +108,9 @@ def test_what_is_refused(zoo: Any, arguments: tuple[str, ...], message: str) -> 
 def test_a_folder_is_no_picture(command: str, zoo: Any) -> None:
     code, _, err = zoo(command, "left/a.png", "right/a.png", "-o", "truth")
     assert code == 2 and "truth is a folder; name the picture in it" in err
+
+
+def test_a_picture_without_an_ending_is_told_as_it_is_called(zoo: Any) -> None:
+    code, out, err = zoo("flow", "left/a.png", "right/a.png", "-o", "here")
+    assert code == 0, err
+    assert out.split() == ["here.png"] and Path("here.png").is_file()
