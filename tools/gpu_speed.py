@@ -260,13 +260,14 @@ def _captured(run: Callable[[], object]) -> Callable[[], object]:
 
 # --- d: pretraining steps -----------------------------------------------------------------------------------
 
-STEPS = {  # the recipe, samples of a step on the card, and the ways it is computed, in the order of their worth
-    "crocov2_large": (64, ("eager", "compiled", "checkpointed", "compiled checkpointed")),
-    "convmae_base": (128, ("eager", "dense", "compiled", "dense compiled", "checkpointed")),
-    "itpn_base_pixel": (256, ("eager", "compiled", "checkpointed")),
-    "pirl_resnet50": (64, ("eager", "channels-last", "channels-last compiled")),
-}
-TINY_STEPS = {"croco_nano": (4, ("eager", "compiled")), "convmae_nano": (4, ("eager", "dense"))}
+STEPS = [  # the recipe, samples of a step on the card, and the ways it is computed, in the order of their worth
+    ("crocov2_large", 64, ("eager", "compiled", "checkpointed", "compiled checkpointed")),
+    ("crocov2_large", 192, ("compiled",)),
+    ("convmae_base", 128, ("eager", "dense", "compiled", "dense compiled", "checkpointed")),
+    ("itpn_base_pixel", 256, ("eager", "compiled", "checkpointed")),
+    ("pirl_resnet50", 64, ("eager", "channels-last", "channels-last compiled")),
+]
+TINY_STEPS = [("croco_nano", 4, ("eager", "compiled")), ("convmae_nano", 4, ("eager", "dense"))]
 
 
 class RandomImages:
@@ -299,10 +300,10 @@ def steps(lab: Lab) -> None:
     ceiling = _ceiling(lab)
     cells = [
         (rank, recipe, size, how)
-        for recipe, (size, ways) in (TINY_STEPS if lab.tiny else STEPS).items()
+        for recipe, size, ways in (TINY_STEPS if lab.tiny else STEPS)
         for rank, how in enumerate(ways)
     ]
-    work: dict[str, float] = {}
+    work: dict[str, float] = {}  # of a sample, by recipe
     for _, name, size, how in sorted(cells, key=lambda cell: cell[0] // 2):  # the first two ways of all come first
         needs = (20 if "compiled" in how else 5) if not lab.tiny else 0
         lab.attempt(name, partial(_measure_step, lab, name, size, how, ceiling, work), needs, how=how, batch=size)
@@ -320,7 +321,7 @@ def _measure_step(lab: Lab, name: str, size: int, how: str, ceiling: float, work
     kind = name + (", dense" if "dense" in how else "")
     if kind not in work:
         few = {key: value[: min(8, size)] for key, value in batch.items()}
-        work[kind] = teraflop(lambda: step(few)) * size / min(8, size)
+        work[kind] = teraflop(lambda: step(few)) / min(8, size)
     if "checkpointed" in how:
         objective.model.set_grad_checkpointing(True)
     if "channels-last" in how:
@@ -332,8 +333,9 @@ def _measure_step(lab: Lab, name: str, size: int, how: str, ceiling: float, work
     _wait(device)
     first = time.perf_counter() - begun
     took = seconds_of(lambda: step(batch), device, budget=0.1 if lab.tiny else 1.5)
-    rate = work[kind] / took
-    return dict(per_second=size / took, ms=1e3 * took, mfu=rate / ceiling, tflop=work[kind], first_s=first, **_gib(lab))
+    tflop = work[kind] * size
+    mfu = tflop / took / ceiling
+    return dict(per_second=size / took, ms=1e3 * took, mfu=mfu, tflop=tflop, first_s=first, **_gib(lab))
 
 
 def _source(recipe: Recipe) -> Any:

@@ -1,11 +1,11 @@
 """Stage f of tools/gpu.py: small models trained on one card, several processes at a time, and what they are worth.
 
 The order: the small CroCo and, beside it, three seeds of what it is compared with (`zoo eval ordering`: CroCo and a
-masked autoencoder, shorter and as long as each other); from the one pointmaps and flow, from the others what
-pretraining is worth for stereo; beside and after these the evaluations. Each job has its share of the stage's time.
-Trainings measure their own speed, among the others, and take as many steps as fit (`zoo train --minutes`); one that
-doesn't finish in time is told to stop, and the weights of its checkpoint are taken. Whatever is finished is packed at
-once.
+masked autoencoder, shorter and as long as each other); from the one pointmaps, from the others what pretraining is
+worth for stereo; flow from the package's small stereo model, as its recipe has it; beside and after these the
+evaluations. Each job has its share of the stage's time. Trainings measure their own speed, among the others, and take
+as many steps as fit (`zoo train --minutes`); one that doesn't finish in time is told to stop, and the weights of its
+checkpoint are taken. Whatever is finished is packed at once.
 """
 
 from __future__ import annotations
@@ -252,12 +252,12 @@ def plan(lab: Lab, runs: Path, results: Path) -> list[Job]:
     """The jobs in the order of their worth."""
     changes = ON_DEVICE | FEW_CHECKPOINTS
     croco, dust3r = runs / CROCO, runs / "dust3r_nano"
-    tuned = [("dust3r_nano", dust3r), ("croco_nano_flow", runs / "croco_nano_flow")]
     return [
         trained(lab, CROCO, croco, changes, PRETRAINED),
         *ordering(lab, runs / "3d", results),
         evaluated("pairs", croco, results, "--pairs", "500"),
-        *(trained(lab, recipe, run, changes, TUNED, init=croco) for recipe, run in tuned),
+        trained(lab, "dust3r_nano", dust3r, changes, TUNED, (CROCO,), init=croco),
+        trained(lab, "croco_nano_flow", runs / "croco_nano_flow", changes, TUNED, (CROCO,)),
         evaluated("points", dust3r, results),
         *stereo(lab, runs / "3d", results),
     ]
@@ -273,8 +273,17 @@ def tiny_plan(lab: Lab, runs: Path, results: Path) -> list[Job]:
     ]
 
 
-def trained(lab: Lab, recipe: str, run: Path, changes: dict[str, Any], end: float, init: Path | None = None) -> Job:
-    """A training that measures itself how many steps there is time for. init: the run that it starts from."""
+def trained(
+    lab: Lab,
+    recipe: str,
+    run: Path,
+    changes: dict[str, Any],
+    end: float,
+    after: tuple[str, ...] = (),
+    init: Path | None = None,
+) -> Job:
+    """A training that measures itself how many steps there is time for. init: the run that it starts from, if not from
+    what its recipe says."""
 
     def work(seconds: float) -> list[str]:
         minutes = max(0.05, (seconds - (0 if lab.tiny else START)) / 60)
@@ -283,7 +292,6 @@ def trained(lab: Lab, recipe: str, run: Path, changes: dict[str, Any], end: floa
         options += ["--compile"] if lab.compiled else []
         return ["train", recipe, *options, *(f"--set={key}={value}" for key, value in changes.items())]
 
-    after = () if init is None else (init.name,)
     return Job(run.name, work, end, after, late=LATE, run=run)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -89,6 +90,26 @@ def test_trained_tables_are_square_or_refused() -> None:
     assert torch.equal(RelativeBias(2, (5, 5)).fit(bias).flatten(0, 1), bias)
     with pytest.raises(CheckpointMismatchError, match="doesn't tell its grid"):
         RelativeBias(2, (2, 14)).fit(bias)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_own_grid_is_shifted_on_every_device(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    """As torch's interpolation does on a CPU, gradients of an unshifted table included; on a GPU it would copy."""
+    tables = [torch.randn(20, 8, requires_grad=True) for _ in range(2)]
+    with torch.no_grad():
+        tables[1].copy_(tables[0])
+    maps = tables[0].view(1, 4, 5, 8).permute(0, 3, 1, 2)
+    expected = F.interpolate(maps, scale_factor=(4.1 / 4, 5.1 / 5), mode="bicubic").flatten(2)[0].T
+    monkeypatch.setattr(F, "interpolate", lambda maps, **_: maps)  # the CUDA kernel's, for a size that is already there
+    torch._dynamo.reset()
+    stretch = torch.compile(stretch_table, backend="aot_eager") if compiled else stretch_table
+    found = stretch(tables[1], (4, 5), (4, 5))
+    torch.testing.assert_close(found, expected)
+    assert (found - tables[1]).abs().max() > 0.01
+    weights = torch.randn(20, 8)
+    for output in (expected, found):
+        (output * weights).sum().backward()
+    torch.testing.assert_close(tables[1].grad, tables[0].grad)
 
 
 @pytest.mark.parametrize("name", ["hivit_nano_patch16_64", "croco_base_patch16_224"])

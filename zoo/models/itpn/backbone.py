@@ -82,7 +82,8 @@ class ITPN(HiViT):
     them; "stages": the backbone's alone, of a model that has no pyramid. By default a model with a classifier, which
     never needs the pyramid, has none, and other models give it.
     fpn_depth: blocks of each of the pyramid's finer levels: 2, but 1 in the CLIP form.
-    stretch_masked: shift positions a little when patches are left out, as the published pixel weights were trained.
+    stretch_masked: shift positions a little when patches are left out, as the reference does on a CPU (on a GPU its
+    library leaves them where they are, see `stretch_table`).
     Other arguments are HiViT's.
     """
 
