@@ -122,14 +122,14 @@ def draw_flow(
     longest = finite_range(lengths)[1]
     panels: list[tuple[np.ndarray, str, Any]] = [
         (image / 255, "image 1", None),
-        (flow_colors(flow, longest), "flow", longest),
+        (flow_colors(flow, longest), "flow (pixels)", longest),
     ]
     if truth is not None:
         errors = np.full(lengths.shape, np.nan)
         known = np.isfinite(truth).all(-1)
         errors[known] = np.hypot(*(flow - truth)[known].T)
         panels += [
-            (flow_colors(truth, longest), "true flow", longest),
+            (flow_colors(truth, longest), "true flow (pixels)", longest),
             (error_colors(errors, WORST_ERROR), _error_title(errors), ("inferno", (0.0, WORST_ERROR))),
         ]
     return _draw(panels + _confidence_panel(confidence), title, caption)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -60,6 +62,7 @@ def points(
             ("rotation", f"{found.rotation:.1f} degrees between the cameras"),
             ("camera 2", f"at {x:.3g}, {y:.3g}, {z:.3g} {unit} (right, down, ahead of camera 1)"),
             ("points", f"{len(found.points):,} of a confidence of at least {found.threshold:.2f}"),
+            *([] if weights else _accuracy(name)),
         ]
     )
     print(write_ply(output, found.points, found.colors))
@@ -71,3 +74,17 @@ def points(
         print(depth)
     if picture is not None:
         print(save_figure(draw(found, name), picture))
+
+
+def _accuracy(name: str) -> list[tuple[str, str]]:
+    """What the package's own weights were measured to be worth for cameras, which no picture of one pair shows."""
+    from zoo.weights.sources import BUNDLED
+
+    measured = BUNDLED / f"{name}.evaluation.json"
+    if not measured.is_file():
+        return []
+    way = "procrustes" if importlib.util.find_spec("cv2") is None else "pnp"  # as `relative_pose` chooses
+    pose = json.loads(measured.read_text("utf-8"))[way]
+    turned, aside = pose["rotation_median"], pose["translation_median"]
+    off = f"rotation off by {turned:.0f} degrees, camera 2's direction by {aside:.0f}, medians on held-out scenes"
+    return [("accuracy", off)]

@@ -64,5 +64,5 @@ def test_single_images_and_pairs() -> None:
 def test_a_task_that_the_objective_does_not_take() -> None:
     with pytest.raises(RecipeError, match="as stereo, not as flow"):
         make_source(SCENES | {"task": "flow"}, 0, "stereo")
-    with pytest.raises(RecipeError, match="no data source 'pairs' of stereos"):
+    with pytest.raises(RecipeError, match="no data source 'pairs' of pairs for stereo"):
         make_source({"source": "pairs"}, 0, "stereo")

@@ -62,14 +62,18 @@ def make_source(settings: dict[str, Any], seed: int, sample: str) -> Any:
     if not isinstance(kind, str) or (kind, sample) not in SOURCES:
         known = [name for name, of in SOURCES if of == sample]
         raise RecipeError(
-            f"There is no data source {reprlib.repr(kind)} of {sample}s; choose {' or '.join(known)}, or your own as "
-            "package.module:Class."
+            f"There is no data source {reprlib.repr(kind)} of {_name(sample)}; choose {' or '.join(known)}, or your "
+            "own as package.module:Class."
         )
     if settings.get("path") is None:  # said by --data
         settings.pop("path", None)
     settings = check_settings(settings, source_settings(kind, sample), "The recipe", "data.")
     with fitting(f"settings of the data source '{kind}'"):
         return SOURCES[kind, sample].make(seed, **settings)
+
+
+def _name(sample: str) -> str:
+    return f"pairs for {sample}" if sample in TASKS else f"{sample}s"
 
 
 def source_settings(kind: str, sample: str) -> dict[str, Declared]:
