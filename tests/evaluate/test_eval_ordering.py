@@ -184,6 +184,19 @@ def test_whole_comparison(zoo: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     code, _, err = zoo(*command, "--precision", "fp32")
     assert code == 2 and "other settings (precision)" in err
 
+    finished = ["eval", "ordering", "--croco", runs / "croco_0", "--flow-steps", 2, "-o", tmp_path / "finished.md"]
+    finished += ["--runs", tmp_path / "more", "--seeds", 2]
+    assert "go together" in zoo(*finished)[2]
+    assert "not MAE's croco_nano_patch8_64_mae" in zoo(*finished, "--mae", runs / "croco_0")[2]
+    code, _, err = zoo(*finished, "--mae", runs / "mae_0")
+    assert code == 0, err
+    more = json.loads((tmp_path / "finished.json").read_text("utf-8"))["figures"]
+    assert {name: figures[0] for name, figures in more.items()} == {n: f[0] for n, f in result["figures"].items()}
+    assert more["CroCo"][1]["matching"] == more["CroCo"][0]["matching"], "learns nothing: the same run"
+    assert more["CroCo"][1]["flow"] != more["CroCo"][0]["flow"], "fine-tuned on other scenes"
+    assert "one finished run of each" in (tmp_path / "finished.md").read_text("utf-8")
+    assert not (tmp_path / "more" / "mae_0" / "recipe.yaml").exists()
+
     for figures in result["figures"].values():
         figures += [{task: value + 0.1 for task, value in figures[0].items()}]
     result["about"]["seeds"] += [1]
@@ -192,7 +205,7 @@ def test_whole_comparison(zoo: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(rows) == 6 and len({row.count("|") for row in rows}) == 1
     assert (
         "over 2 seeds" in text
-        and f"zoo eval ordering --steps 10 --seeds 1 --flow-steps 2 --precision bf16 --runs {runs}" in text
+        and f"zoo eval ordering --steps 10 --kind nano --seeds 1 --flow-steps 2 --precision bf16 --runs {runs}" in text
     )
     mean, spread = tool.summary(result, "depth", "MAE")
     assert f"{mean:.3f} ± {spread:.3f}" in rows[3] and re.search(r"R2", rows[3])

@@ -164,13 +164,17 @@ def eval_ordering(
     only: Annotated[
         int | None, typer.Option(min=0, help="Train and measure this seed, and write no page: for several at once.")
     ] = None,
+    croco: Annotated[
+        Path | None, typer.Option(help="A finished run to take for CroCo, with --mae: nothing is pretrained then.")
+    ] = None,
+    mae: Annotated[Path | None, typer.Option(help="A finished run to take for MAE, with --croco.")] = None,
 ) -> None:
     """Compare CroCo, a masked autoencoder and an untrained network.
 
     On three tasks in 3D, and on one that isn't. It trains all but the last, for
     hours; stopped, the same command goes on with what is in --runs.
 
-    Example: zoo eval ordering --output docs/3d_ordering.md
+    Example: zoo eval ordering --croco RUN --mae RUN --output ordering.md
     """
     need("eval", "accelerate", "matplotlib", "rich", "skimage", "sklearn", "yaml")
     from zoo.evaluate import ordering
@@ -178,11 +182,18 @@ def eval_ordering(
     from zoo.pictures import save_figure
     from zoo.weights.disk.files import atomic_writer, write_json
 
-    options = f"--steps {steps} --seeds {seeds} --flow-steps {flow_steps} --precision {precision.value}"
-    command = f"zoo eval ordering {options} --runs {runs} --kind {kind.value} --output {output}"
+    if (croco is None) != (mae is None):
+        raise typer.BadParameter("--croco and --mae go together: a finished run for each, or for neither.")
+    options = f"--seeds {seeds} --flow-steps {flow_steps} --precision {precision.value} --runs {runs} --output {output}"
+    if croco is not None and mae is not None:
+        finished = dict(CroCo=croco, MAE=mae)
+        command = f"zoo eval ordering --croco {croco} --mae {mae} {options}"
+    else:
+        finished = {}
+        command = f"zoo eval ordering --steps {steps} --kind {kind.value} {options}"
     sizes = ordering.Sizes(flow_steps=flow_steps)
     which = list(range(seeds)) if only is None else [only]
-    result = ordering.compare(steps, which, runs, sizes, precision.value, workers, command, kind.value)
+    result = ordering.compare(steps, which, runs, sizes, precision.value, workers, command, kind.value, finished)
     if only is not None:
         print(runs)
         return

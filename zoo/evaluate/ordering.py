@@ -4,6 +4,7 @@ One command trains what isn't trained yet, measures, and writes a table, a plot 
 
     zoo eval ordering --output docs/3d_ordering.md                              # the whole: hours of a CPU
     zoo eval ordering --steps 600 --seeds 1 --flow-steps 100 --output short.md  # a look at it
+    zoo eval ordering --croco RUN --mae RUN --output mine.md                    # of two finished trainings
 
 The tasks, all on scenes that no training saw:
 
@@ -41,7 +42,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
+from zoo.errors import TrainingError
 from zoo.evaluate.pairs import BATCH, HELD_OUT_SEED, match_hits, scene_pairs
+from zoo.evaluate.runs import TrainedModel, load_run
 from zoo.layers.patchify import patchify, unpatchify
 from zoo.models.croco import PairModel
 from zoo.scenes import Scene, SceneConfig, sample_scene
@@ -114,10 +117,13 @@ def matching(encoder: Any, config: SceneConfig, sizes: Sizes) -> tuple[float, di
     return shares.pop("tokens"), shares
 
 
-def depth(encoder: Any, config: SceneConfig, sizes: Sizes) -> tuple[float, dict[str, float]]:
-    """R2 on held-out scenes, and that of a probe which knows a patch's place only."""
+def depth(encoder: Any, config: SceneConfig, sizes: Sizes, learn: int = TRAIN_SEED) -> tuple[float, dict[str, float]]:
+    """R2 on held-out scenes, and that of a probe which knows a patch's place only.
+
+    learn: seed of the scenes that it learns from.
+    """
     sets = []
-    for seed, count in ((TRAIN_SEED, sizes.depth_scenes), (HELD_OUT_SEED, sizes.depth_scenes // 2)):
+    for seed, count in ((learn, sizes.depth_scenes), (HELD_OUT_SEED, sizes.depth_scenes // 2)):
         images, z = render_views(config, draw_batch(config, seed, range(count)))
         depths = patchify(z[:, :1].log(), encoder.patch_size).mean(-1)  # B, N
         places = torch.eye(depths.shape[1]).expand(count, -1, -1)
@@ -148,11 +154,14 @@ class FlowModel(nn.Module):
         return unpatchify(self.head(self.pair(img1, img2)), size, grid) * size
 
 
-def flow(pair: PairModel, config: SceneConfig, sizes: Sizes, precision: str) -> tuple[float, dict[str, float]]:
+def flow(
+    pair: PairModel, config: SceneConfig, sizes: Sizes, precision: str, learn: int = TRAIN_SEED
+) -> tuple[float, dict[str, float]]:
     """The end-point error on co-visible pixels after fine-tuning all of `pair`, and that of no and of the mean flow.
 
     Steps, scenes, learning rates and their order are the same for whatever model. precision: of the training's
-    forward pass, "fp32" or "bf16" (autocast). It is done on a GPU if there is one, which then draws its own scenes.
+    forward pass, "fp32" or "bf16" (autocast). learn: seed of its scenes. It is done on a GPU if there is one, which
+    then draws its own scenes.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = FlowModel(pair).to(device)
@@ -165,9 +174,9 @@ def flow(pair: PairModel, config: SceneConfig, sizes: Sizes, precision: str) -> 
     for step in range(total):
         places = range(step * sizes.flow_batch, (step + 1) * sizes.flow_batch)
         drawn = (
-            draw_batch(config, TRAIN_SEED, places)
+            draw_batch(config, learn, places)
             if device.type == "cpu"
-            else draw_scenes(config, TRAIN_SEED, torch.arange(places.start, places.stop, device=device))
+            else draw_scenes(config, learn, torch.arange(places.start, places.stop, device=device))
         )
         scenes = render(config, drawn)
         errors = end_point_error(model, scenes, precision)
@@ -230,11 +239,12 @@ def apparent_sizes(scene: Scene) -> np.ndarray:
     return np.where(inside, np.linalg.norm(solids.half_sizes, axis=1) * scene.focal / np.maximum(z, 1e-3), 0)
 
 
-def shape(encoder: Any, config: SceneConfig, sizes: Sizes) -> tuple[float, dict[str, float]]:
-    """Accuracy on held-out rooms, and that of the colors' means and deviations, and of chance."""
+def shape(encoder: Any, config: SceneConfig, sizes: Sizes, learn: int = TRAIN_SEED) -> tuple[float, dict[str, float]]:
+    """Accuracy on held-out rooms, and that of the colors' means and deviations, and of chance. learn: seed of the
+    rooms that are known."""
     sets = [
         furnished_rooms(config, seed, count)
-        for seed, count in ((TRAIN_SEED, sizes.shape_images), (HELD_OUT_SEED, sizes.shape_images // 2))
+        for seed, count in ((learn, sizes.shape_images), (HELD_OUT_SEED, sizes.shape_images // 2))
     ]
 
     def accuracy(describe: Callable[[Tensor], Tensor], metric: str) -> float:
@@ -283,20 +293,43 @@ def load_pair(name: str, seed: int, run: Path | None) -> PairModel:
 
 
 def measure(
-    name: str, seed: int, run: Path | None, config: SceneConfig, sizes: Sizes, precision: str
+    name: str,
+    seed: int,
+    run: Path | None,
+    config: SceneConfig,
+    sizes: Sizes,
+    precision: str,
+    learn: int = TRAIN_SEED,
 ) -> dict[str, Any]:
-    """Every task's figure, the trivial ones it is to be seen against, and the seconds all took."""
+    """Every task's figure, the trivial ones it is to be seen against, and the seconds all took. learn: seed of the
+    scenes that probes and fine-tuning learn from."""
     start = time.monotonic()
     encoder = load_pair(name, seed, run).encoder
     found = dict(
         matching=matching(encoder, config, sizes),
-        depth=depth(encoder, config, sizes),
-        shape=shape(encoder, config, sizes),
-        flow=flow(load_pair(name, seed, run), config, sizes, precision),
+        depth=depth(encoder, config, sizes, learn),
+        shape=shape(encoder, config, sizes, learn),
+        flow=flow(load_pair(name, seed, run), config, sizes, precision, learn),
     )
     figures = {task: figure for task, (figure, _) in found.items()}
     trivial = {task: others for task, (_, others) in found.items()}
     return dict(figures=figures, trivial=trivial, seconds=round(time.monotonic() - start, 1))
+
+
+def _finished(name: str, folder: Path) -> TrainedModel:
+    """A training run that is to stand for `name`."""
+
+    def check(model: nn.Module, recipe: Recipe) -> None:
+        wanted = load_recipe(RECIPES[name].format("nano")).model
+        if recipe.model != wanted:
+            raise TrainingError(
+                f"{folder} trains {recipe.model}, and for {name} {wanted} is compared; name such a run."
+            )
+
+    run = load_run(folder, check)
+    if run.weights.name != "model.safetensors":
+        raise TrainingError(f"{folder} has not ended; go on with it by `zoo train {folder}`.")
+    return run
 
 
 # --- The page -----------------------------------------------------------------------------------------------
@@ -327,7 +360,7 @@ def page(result: dict[str, Any], picture: str) -> str:
     )
     sizes = about["sizes"]
     precision = "bfloat16 (autocast)" if about["precision"] == "bf16" else "float32"
-    hours = ", ".join(f"{name} {minutes:.0f} minutes" for name, minutes in about["training_minutes"].items())
+    of = "all training, fine-tuning included," if "finished" not in about else "the fine-tuning"
     return f"""# The papers' ordering, in small
 
 CroCo's published finding is that completing a hidden image with the help of a second view teaches more about 3D than
@@ -341,9 +374,8 @@ This page is written by its command, and says what came out:
 {about["command"]}
 ```
 
-{about["steps"]} steps of each pretraining, CroCo's of {about["pairs_a_step"]} pairs
-({hours}, {about["machine"]}, {about["date"]}). {seeds_say} The forward
-passes of all training, fine-tuning included, were in {precision}; everything is measured in float32.
+{_pretraining(about)} {seeds_say} The forward
+passes of {of} were in {precision}; everything is measured in float32.
 
 {chr(10).join(rows)}
 
@@ -359,6 +391,20 @@ passes of all training, fine-tuning included, were in {precision}; everything is
 - **shape**: rooms that hold nothing, one box or one ball; 10 nearest neighbors by the frozen encoder's mean token among
   {sizes["shape_images"]} images, half as many to test. A check on single images, in which CroCo need not win.
 """
+
+
+def _pretraining(about: dict[str, Any]) -> str:
+    hours = {name: f"{minutes:.0f} minutes" for name, minutes in about["training_minutes"].items()}
+    if "finished" not in about:
+        return f"""{about["steps"]} steps of each pretraining, CroCo's of {about["pairs_a_step"]} pairs
+({", ".join(f"{name} {taken}" for name, taken in hours.items())}, {about["machine"]}, {about["date"]})."""
+    runs = [
+        f"{name} {run['steps']:,} steps of {run['batch']:,} by `{run['recipe']}` ({hours[name]})"
+        for name, run in about["finished"].items()
+    ]
+    return f"""Pretraining: one finished run of each for all seeds, {"; ".join(runs)}.
+A seed draws what no run has trained, and the scenes that probes and fine-tuning learn from
+(measured on {about["machine"]}, {about["date"]})."""
 
 
 def draw(result: dict[str, Any]) -> Figure:
@@ -404,30 +450,40 @@ def compare(
     workers: int,
     command: str,
     kind: str = "nano",
+    finished: dict[str, Path] | None = None,
 ) -> dict[str, Any]:
     """Train what isn't trained yet, and measure what isn't measured yet: both are kept in `runs`.
 
     precision: of all training, "fp32" or "bf16". command: what the page shall say that made it. kind: of `RECIPES`.
+    finished: a training run for each of `RECIPES`, to be compared in place of runs of one's own; steps and kind are
+    theirs then.
 
     Raises TrainingError (a RuntimeError), also when it was stopped: the next call goes on.
     """
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in (*RECIPES, UNTRAINED)}
     minutes: dict[str, list[float]] = {name: [] for name in RECIPES}
     trivial: dict[str, Any] = {}
-    config = make_source(recipe_of("CroCo", 0, steps, precision, kind).data, HELD_OUT_SEED, "pair").config
+    given = {name: _finished(name, run) for name, run in (finished or {}).items()}
+    recipes = {name: given[name].recipe if given else recipe_of(name, 0, steps, precision, kind) for name in RECIPES}
+    config = make_source(recipes["CroCo"].data, HELD_OUT_SEED, "pair").config
     for seed in seeds:
         for name in figures:
             folder = runs / f"{name.lower()}_{seed}"
             run = None
-            if name in RECIPES:
+            settings: dict[str, Any] = dict(sizes=asdict(sizes), precision=precision)
+            if given:
+                run = given[name].weights.parent if name in given else None
+                settings["weights"] = given[name].sha256 if name in given else ""
+            elif name in RECIPES:
                 run = folder
                 engine.train(recipe_of(name, seed, steps, precision, kind), run, workers=workers)
+            if run is not None:
                 minutes[name].append(read_log(run)[-1]["seconds"] / 60)
-            kept = folder / f"tasks_{steps}.json"
-            settings = dict(sizes=asdict(sizes), precision=precision)
+            kept = folder / ("tasks_finished.json" if given else f"tasks_{steps}.json")
             found = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
             if any(found.get(key) != value for key, value in settings.items()):
-                found = measure(name, seed, run, config, sizes, precision) | settings
+                learn = TRAIN_SEED + seed if given else TRAIN_SEED
+                found = measure(name, seed, run, config, sizes, precision, learn) | settings
                 write_json(kept, found)
             figures[name].append(found["figures"])
             trivial = found["trivial"]
@@ -442,8 +498,16 @@ def compare(
         machine=torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else f"{torch.get_num_threads()} thread(s) of a {platform.machine()} CPU",
-        pairs_a_step=recipe_of("CroCo", 0, steps, precision, kind).batch_size,
+        pairs_a_step=recipes["CroCo"].batch_size,
         torch=torch.__version__,
         date=datetime.now(timezone.utc).date().isoformat(),
     )
+    if given:
+        about |= dict(
+            steps=recipes["CroCo"].schedule.length,
+            finished={
+                name: dict(recipe=recipe.name, steps=recipe.schedule.length, batch=recipe.batch_size)
+                for name, recipe in recipes.items()
+            },
+        )
     return dict(about=about, figures=figures, trivial=trivial)
