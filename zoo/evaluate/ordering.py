@@ -504,9 +504,9 @@ def compare(
     )
     if given:
         about |= dict(
-            steps=recipes["CroCo"].schedule.length,
+            steps=int(recipes["CroCo"].schedule.length),
             finished={
-                name: dict(recipe=recipe.name, steps=recipe.schedule.length, batch=recipe.batch_size)
+                name: dict(recipe=recipe.name, steps=int(recipe.schedule.length), batch=recipe.batch_size)
                 for name, recipe in recipes.items()
             },
         )
