@@ -22,7 +22,7 @@ from zoo.models.shared import model as shared_model
 from zoo.models.shared.masked import MaskedAutoencoder
 from zoo.train.recipe import load_recipe
 from zoo.weights import authors, cached_path, sources
-from zoo.weights.disk import files, safetensors_format
+from zoo.weights.disk import files, records, safetensors_format
 from zoo.weights.network import download as download_module
 
 REMOTE = [variant for variant in VARIANTS if any(source.kind != "package" for source in variant.sources)]
@@ -63,15 +63,18 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Source],
     monkeypatch.delenv("ZOO_WEIGHTS", raising=False)
     monkeypatch.setattr(sources, "LOCK_FILE", tmp_path / "weights.lock.json")
     monkeypatch.setattr(safetensors_format, "save_safetensors", save_sparse)
-    # reads every number, which are gigabytes of zeros here
+    # both read every number, which are gigabytes of zeros here
     monkeypatch.setattr(shared_model, "_warn_of_nan", lambda *args: None)
+    monkeypatch.setattr(records, "_not_finite", lambda path: [])
     whole = files.sha256
-    # of a sparse file, its length in place of gigabytes of zeros
-    monkeypatch.setattr(
-        files,
-        "sha256",
-        lambda path, *args: f"{path.stat().st_size:064x}" if path.stat().st_size > 1 << 24 else whole(path, *args),
-    )
+
+    def sha256(path: Path, *args: Any, **kwargs: Any) -> str:
+        """Of a sparse file, its length in place of gigabytes of zeros."""
+        size = path.stat().st_size
+        return f"{size:064x}" if size > 1 << 24 else whole(path, *args, **kwargs)
+
+    for module in (files, records):
+        monkeypatch.setattr(module, "sha256", sha256)
 
     def start(source: Source) -> FileServer:
         entry = entry_of(source)
