@@ -24,10 +24,10 @@ cards: .venv/dev
 batches: .venv/dev
 	$(VENV)/python tools/make_batches.py
 
-# one stamp for each set of extras
+# one stamp for each set of extras; Python compiles what it imports, a tenth of what is installed
 .venv/%: pyproject.toml
 	test -x $(VENV)/python || $(PYTHON) -m venv .venv
-	$(VENV)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	$(VENV)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[$*]'
 	touch $@
 
 clean:
