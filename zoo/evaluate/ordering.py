@@ -322,9 +322,7 @@ def _finished(name: str, folder: Path) -> TrainedModel:
     def check(model: nn.Module, recipe: Recipe) -> None:
         wanted = load_recipe(RECIPES[name].format("nano")).model
         if recipe.model != wanted:
-            raise TrainingError(
-                f"{folder} trains {recipe.model}, and for {name} {wanted} is compared; name such a run."
-            )
+            raise TrainingError(f"{folder} trains {recipe.model}, not {name}'s {wanted}; name a run that does.")
 
     run = load_run(folder, check)
     if run.weights.name != "model.safetensors":
@@ -473,7 +471,7 @@ def compare(
             settings: dict[str, Any] = dict(sizes=asdict(sizes), precision=precision)
             if given:
                 run = given[name].weights.parent if name in given else None
-                settings["weights"] = given[name].sha256 if name in given else ""
+                settings |= dict(weights=given[name].sha256 if name in given else "", scenes=repr(config))
             elif name in RECIPES:
                 run = folder
                 engine.train(recipe_of(name, seed, steps, precision, kind), run, workers=workers)
