@@ -419,7 +419,8 @@ def draw(result: dict[str, Any]) -> Figure:
             ax.bar(x, mean, color=colors[name], width=0.65, alpha=0.75)
             ax.scatter([x] * len(figures), figures, color="black", s=14, zorder=3)
             top = (x, max(0, *figures))
-            ax.annotate(f"{mean:.2f}", top, ha="center", va="bottom", xytext=(0, 4), textcoords="offset points")
+            label = ax.annotate(f"{mean:.2f}", top, ha="center", va="bottom", xytext=(0, 4), textcoords="offset points")
+            label.set_bbox(dict(facecolor="white", edgecolor="none", pad=1))  # over the trivial figures' lines
         for (name, value), style in zip(result["trivial"][task].items(), ("--", ":", "-.")):
             ax.axhline(value, color="0.3", linewidth=1, linestyle=style, label=name)
         ax.set_title(f"{title}\n{'more' if more else 'less'} is better", fontsize=10)
