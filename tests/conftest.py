@@ -1,4 +1,4 @@
-"""Shared by all tests: nothing here touches the network or the user's own cache, and two workers share two cores."""
+"""Shared by all tests: nothing here touches the network or the user's own cache, and three workers share two cores."""
 
 from __future__ import annotations
 

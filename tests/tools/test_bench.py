@@ -39,6 +39,7 @@ def rows(path: Path, *only: str) -> dict[str, dict]:
     return json.loads(path.read_text())["results"]
 
 
+@pytest.mark.slow
 def test_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(bench, "_run_python", run_here)
     names = [name for name in bench.BENCHES if name != IN_A_PROCESS]

@@ -286,6 +286,7 @@ def one_step(folder: Path) -> None:
         save_file({key: value.contiguous() for key, value in results.items()}, folder / f"{name}.{world}.{rank}")
 
 
+@pytest.mark.slow
 def test_two_processes_are_the_same_step(tmp_path: Path) -> None:
     one_step(tmp_path)
     in_two_processes(

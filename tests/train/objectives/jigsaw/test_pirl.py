@@ -194,6 +194,7 @@ def one_step(folder: Path, rank: int = 0) -> None:
     torch.save({key: value.clone() for key, value in state.items()}, folder / f"bank{rank}.pt")
 
 
+@pytest.mark.slow
 def test_two_processes_are_the_same_step(tmp_path: Path) -> None:
     """Loss, gradients, Z and bank of the whole batch; bank and Z the same bit for bit on both processes."""
     one, two = tmp_path / "one", tmp_path / "two"

@@ -201,6 +201,7 @@ def validated(folder: Path) -> None:
     train(recipe, folder, workers=0, progress=False)
 
 
+@pytest.mark.slow
 def test_two_processes_validate_the_same(tmp_path: Path) -> None:
     validated(tmp_path / "one")
     test = "tests.train.objectives.labels.test_classify"
