@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import pytest
 import timm
 
 import zoo
+from tests.support.forks import forks
 from tests.support.hub_server import HubServer
 from zoo import publish
 from zoo.catalog import VARIANTS
@@ -47,11 +45,8 @@ def elsewhere(tmp_path: Path) -> Path:
 
 def run(code: str, clone: Path, cwd: Path, **environment: str) -> str:
     """What the code prints, with errors at its end."""
-    code = HUB.format(clone=str(clone)) + code
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=120
-    )
-    return done.stdout + done.stderr
+    done = forks("import torch, torchvision").run(HUB.format(clone=str(clone)) + code, cwd, environment)
+    return done.output + done.errors
 
 
 def test_list_help_and_load(clone: Path, elsewhere: Path) -> None:

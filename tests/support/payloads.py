@@ -33,7 +33,10 @@ def text(value: str | bytes) -> bytes:
 
 
 def literal(value: Any) -> bytes:
-    return pickletools.optimize(pickle.dumps(value, 2))[2:-1]  # without a memo of its own
+    pickled = pickle.dumps(value, 2)
+    if not isinstance(value, (int, float)):  # which are many, and have no memo
+        pickled = pickletools.optimize(pickled)
+    return pickled[2:-1]
 
 
 def call(name: str, *arguments: bytes) -> bytes:

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 from hashlib import sha256
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.support.kinds import first_of_each
+from tests.support.meta import leave_out_blocks
 from tools import make_cards
 from tools.cards import records, sections
 from zoo import fetch, find_variant
@@ -46,7 +49,8 @@ def load_tool(name: str) -> ModuleType:
     return module
 
 
-each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+NAME = attrgetter("name")
+each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=NAME)
 
 
 @pytest.fixture
@@ -55,8 +59,13 @@ def bundled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sections, "SECTIONS", [s for s in sections.SECTIONS if s is not records.measured])
 
 
+@pytest.fixture
+def quick_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_out_blocks(monkeypatch)
+
+
 @each_variant
-def test_card_is_what_the_tool_makes(variant: Variant) -> None:
+def test_card_is_what_the_tool_makes(variant: Variant, quick_blocks: None) -> None:
     path = REPOSITORY / "model_cards" / f"{variant.name}.md"
     assert path.read_text(encoding="utf-8") == sections.card(variant), "run tools/make_cards.py"
 
@@ -83,9 +92,9 @@ def test_front_matter(variant: Variant, bundled: None) -> None:
     assert body.startswith(f"\n# {variant.name}\n")
 
 
-@each_variant
+@pytest.mark.parametrize("variant", first_of_each(VARIANTS, lambda variant: variant.architecture), ids=NAME)
 def test_loading_lines_run_and_give_the_shapes_they_say(
-    variant: Variant, bundled: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    variant: Variant, bundled: None, quick_blocks: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The lines of the card, with models and images on the meta device: real names and shapes, no arithmetic."""
     code = re.sub(r"torch\.rand\(([^)]*)\)", r'torch.rand(\1, device="meta")', _code_blocks(variant)[0])

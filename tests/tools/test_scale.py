@@ -60,7 +60,7 @@ from tests.tools.test_scale import RECIPES, count_received
 for name in RECIPES:
     count_received(name, Path({str(tmp_path)!r}))
 """
-    in_two_processes(program, tmp_path)
+    in_two_processes(program)
     expected = {
         "pirl_nano": scale.pirl(24, 2, batch=4, dim=8, negatives=40).received,
         "jigclu_nano": scale.jigsaw_clustering(2, batch=4, quarter=16, dim=8).received,

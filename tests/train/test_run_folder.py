@@ -18,6 +18,8 @@ import torch
 from safetensors import safe_open
 from torch.utils.data import Dataset
 
+from tests.support.forks import TRAINING, forks
+from tests.support.two_processes import ROOT
 from tests.train.test_training import tiny, weights_of
 from zoo.errors import StorageError, TrainingError, ZooError
 from zoo.train.engine import train
@@ -92,7 +94,7 @@ os.replace = die
 train(tiny(**SHORT), {str(tmp_path)!r}, workers=0, progress=False)
 """
     for _ in range(2):
-        assert subprocess.run([sys.executable, "-c", program]).returncode == -signal.SIGKILL
+        assert forks(TRAINING).run(program, ROOT).statuses == [-signal.SIGKILL]
         assert len(list(tmp_path.glob(".checkpoint.safetensors.*.tmp"))) == 1
     (tmp_path / ".checkpoint.tmp").write_text("mine")
     run(tmp_path)

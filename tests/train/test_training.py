@@ -6,8 +6,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.support.two_processes import in_two_processes
+from tests.support.forks import TRAINING, forks
+from tests.support.two_processes import ROOT, by_torchrun
 from zoo.errors import DataError, DivergedError, ImageError, RecipeError, TrainingError, UnknownVariantError
 from zoo.train import build
 from zoo.train.build import make_source
@@ -116,8 +115,7 @@ def save_and_die(run, step, *state):
 Run.save = save_and_die
 engine.train(tiny(), {str(tmp_path)!r}, workers=0, progress=False)
 """
-    killed = subprocess.run([sys.executable, "-c", command], cwd=Path(__file__).parents[2])
-    assert killed.returncode == -signal.SIGKILL
+    assert forks(TRAINING).run(command, ROOT).statuses == [-signal.SIGKILL]
     assert not (tmp_path / "model.safetensors").exists()
     train(tiny(), tmp_path, workers=0, progress=False)
     assert_identical(reference_run, tmp_path)
@@ -131,20 +129,18 @@ def test_stop_signal_saves(number: signal.Signals, tmp_path: Path) -> None:
         "from tests.train.test_training import *\n"
         f"train(tiny(**{{'schedule.length': 100000}}), {str(tmp_path)!r}, progress=False)"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", command], cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, start_new_session=True
-    )
+    (process,) = forks(TRAINING).start(command, ROOT)
     deadline = time.monotonic() + 60
     while not (tmp_path / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # as a terminal's Ctrl-C: to the data workers too
+        os.killpg(process, number)  # as a terminal's Ctrl-C: to the data workers too
     else:
-        process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert b"with everything saved" in errors
+        os.kill(process, number)
+    errors = forks(TRAINING).wait().errors
+    assert "with everything saved" in errors
     last = read_log(tmp_path)[-1]["step"]
-    assert f"after step {last} of 100000".encode() in errors
+    assert f"after step {last} of 100000" in errors
 
 
 def test_finished_run_is_left_alone(reference_run: Path) -> None:
@@ -224,7 +220,7 @@ from pathlib import Path
 from tests.train.test_training import one_step
 one_step(1, Path({str(tmp_path / "two")!r}))
 """
-    in_two_processes(program, tmp_path)
+    by_torchrun(program, tmp_path)
     assert_same_gradient(tmp_path / "one", tmp_path / "two")
 
 

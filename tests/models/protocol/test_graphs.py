@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import zoo  # noqa: F401  (registers the models)
+from tests.support.kinds import first_of_each
 from zoo.catalog import VARIANTS
 from zoo.layers.positions.tables import resample_table, stretch_table
 
@@ -51,6 +52,16 @@ def close(got: Tensor, want: Tensor) -> None:
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
+SIZES = {"embed_dim", "depth", "depths", "num_heads", "patch_size", "layers", "channels"}
+
+
+def graph(name: str) -> tuple[Any, ...]:
+    """What is left of an architecture in its shallow form."""
+    variant = ENCODERS[name]
+    rest = sorted((key, str(value)) for key, value in variant.args.items() if key not in SIZES)
+    return ("resnet" if is_resnet(name) else variant.family, *rest)
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_level(name: str) -> None:
     model = make(name)
@@ -61,7 +72,7 @@ def test_every_level(name: str) -> None:
         assert level.shape[1:] == (info["num_chs"], x.shape[2] // info["reduction"], x.shape[3] // info["reduction"])
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", first_of_each(ENCODERS, graph))
 def test_fx(name: str) -> None:
     model = make(name)
     x, other = images(name, 4, 4), images(name, 3, 5)
@@ -78,7 +89,7 @@ def test_fx(name: str) -> None:
     close(traced(other), model(other))
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", first_of_each(ENCODERS, graph))
 def test_script(name: str) -> None:
     model = make(name, scriptable=True, num_classes=3)
     buffer = io.BytesIO()

@@ -53,8 +53,7 @@ from pathlib import Path
 from tests.train.machines.test_sharding import train_sharded
 run = Path({str(folder / "two")!r})
 {call}
-""",
-        folder,
+"""
     )
 
 

@@ -194,7 +194,6 @@ def one_step(folder: Path, rank: int = 0) -> None:
     torch.save({key: value.clone() for key, value in state.items()}, folder / f"bank{rank}.pt")
 
 
-@pytest.mark.slow
 def test_two_processes_are_the_same_step(tmp_path: Path) -> None:
     """Loss, gradients, Z and bank of the whole batch; bank and Z the same bit for bit on both processes."""
     one, two = tmp_path / "one", tmp_path / "two"
@@ -205,7 +204,7 @@ from pathlib import Path
 from tests.train.objectives.jigsaw.test_pirl import one_step
 one_step(Path({str(two)!r}), int(os.environ["RANK"]))
 """
-    in_two_processes(program, tmp_path)
+    in_two_processes(program)
     single, first, second = (torch.load(path) for path in (one / "bank0.pt", two / "bank0.pt", two / "bank1.pt"))
     for key in single:
         assert torch.equal(first[key], second[key]), key

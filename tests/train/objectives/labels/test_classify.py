@@ -201,12 +201,11 @@ def validated(folder: Path) -> None:
     train(recipe, folder, workers=0, progress=False)
 
 
-@pytest.mark.slow
 def test_two_processes_validate_the_same(tmp_path: Path) -> None:
     validated(tmp_path / "one")
     test = "tests.train.objectives.labels.test_classify"
     program = f"from {test} import Path, validated\nvalidated(Path({str(tmp_path / 'two')!r}))"
-    in_two_processes(program, tmp_path)
+    in_two_processes(program)
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert one["validation_top1"] == two["validation_top1"] and one["validation_top5"] == two["validation_top5"]
     assert 0 < one["validation_top5"] < 100

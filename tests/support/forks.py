@@ -1,0 +1,124 @@
+"""Programs in processes of their own, without paying for their imports again: each is a fork of one that has them."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+_SERVER = """
+import json, os, sys, traceback
+exec(sys.argv[1])
+
+def run(job, environment):
+    os.setsid()  # a group of its own, for signals
+    os.chdir(job["cwd"])
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[1:1] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, path in enumerate(job["files"], 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+    try:
+        exec(compile(job["code"], "program", "exec"), {"__name__": "__main__"})
+        return 0
+    except SystemExit as error:
+        return error.code or 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+
+print("ready", flush=True)
+for line in sys.stdin:
+    job = json.loads(line)
+    children = []
+    for environment in job["environments"]:
+        child = os.fork()
+        if child == 0:
+            status = run(job, environment)
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(status)
+        children.append(child)
+    print(json.dumps(children), flush=True)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
+"""
+
+
+class Done(NamedTuple):
+    """statuses: of each process, negative of a signal. output, errors: what all of them printed."""
+
+    statuses: list[int]
+    output: str
+    errors: str
+
+
+class Forks:
+    """A process that imports once, and is forked for each program. It starts with the first one.
+
+    preload: the imports, of what knows nothing of the environment that the programs will have.
+    """
+
+    def __init__(self, preload: str, **environment: str) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", _SERVER, preload],
+            env=os.environ | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._line() == "ready"
+        atexit.register(self.close)
+
+    def _line(self) -> str:
+        assert self._server.stdout is not None
+        return self._server.stdout.readline().strip()
+
+    def start(self, code: str, cwd: Path, *environments: dict[str, str]) -> list[int]:
+        """Start the program once for each environment, which is added to this process's, all at once.
+
+        Returns the processes' numbers; `wait` is next.
+        """
+        assert self._server.stdin is not None
+        self._folder = Path(tempfile.mkdtemp())
+        files = [self._folder / name for name in ("output", "errors")]
+        for file in files:
+            file.touch()
+        job = dict(
+            code=code,
+            cwd=str(cwd),
+            environments=[os.environ | more for more in environments or ({},)],
+            files=[str(file) for file in files],
+        )
+        print(json.dumps(job), file=self._server.stdin, flush=True)
+        return json.loads(self._line())
+
+    def wait(self) -> Done:
+        statuses = json.loads(self._line())
+        output, errors = ((self._folder / name).read_text(encoding="utf-8") for name in ("output", "errors"))
+        shutil.rmtree(self._folder)
+        return Done(statuses, output, errors)
+
+    def run(self, code: str, cwd: Path, *environments: dict[str, str]) -> Done:
+        self.start(code, cwd, *environments)
+        return self.wait()
+
+    def close(self) -> None:
+        self._server.kill()
+        self._server.communicate()
+
+
+TRAINING = "import accelerate, timm, zoo.scenes.torch.render, zoo.train.engine"
+"""To preload for programs that train."""
+
+
+@cache
+def forks(preload: str) -> Forks:
+    """Those with these imports, which all of a test process's files share."""
+    return Forks(preload)
