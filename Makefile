@@ -1,5 +1,5 @@
 # make demo: two real photos of one scene through a pretrained two-image model, pictures in demo/
-# make test: lint, types and the tests, but for four slow ones, which `.venv/bin/python -m pytest -m slow` runs
+# make test: lint, types and the tests, but for what `.venv/bin/python -m pytest -m slow` runs
 # Both need nothing but Python 3.10 or later: they make .venv and install into it.
 
 # whatever the machine says: without bytecode each of the tests' processes would compile torch and timm again

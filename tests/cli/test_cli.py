@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -70,13 +69,9 @@ def no_weights_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_light_commands_import_neither_torch_nor_timm(args: list[str]) -> None:
     code = "import sys; from zoo import cli\ntry: cli.main()\nfinally: assert not {'torch', 'timm'} & set(sys.modules)"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     assert done.stdout and not done.stderr
-    # the processor's seconds, not the clock's: other processes may keep this one waiting
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0, "with torch it is over two"
 
 
 def test_module_is_a_command() -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,64 +17,49 @@ import pytest
 from huggingface_hub import ModelCard
 
 from tests.support.checkpoints import FileServer
+from tests.support.forks import Forks
 from tests.support.hub_server import Fault, HubServer
 
 ROOT = Path(__file__).resolve().parents[2]
 ENCODER, PAIR = "crocov2_small_patch8_32.test", "crocov2_small_patch8_32_dec32d1.test"
 CHECKPOINT = "/CroCo_V2.pth"
 
-FORKING = """
-import json, logging, os, sys, traceback
+PRELOAD = """
+import os, sys
 from dataclasses import replace
-from pathlib import Path
 from zoo import catalog
 
-source = catalog.Source("url", sys.argv[1])
+source = catalog.Source("url", {url!r})
 encoder = dict(patch_size=8, embed_dim=48, depth=3, num_heads=3, pos_embed="rope")
 decoder = dict(decoder_dim=32, decoder_depth=1, decoder_num_heads=2)
 tiny = dict(input_size=(3, 32, 32), sources=(source,), tag="test", recipe="")
-like = {variant.form: variant for variant in catalog.VARIANTS if variant.name.startswith("crocov2_base")}
+like = {{variant.form: variant for variant in catalog.VARIANTS if variant.name.startswith("crocov2_base")}}
 metric = catalog.Metric("optical flow", "Sintel", "EPE", 1.5, "clean pass", "them")
 catalog.VARIANTS = (
     replace(like["encoder"], architecture="crocov2_small_patch8_32", args=encoder, parameters=66_000, **tiny),
     replace(
         like["binocular"],
         architecture="crocov2_small_patch8_32_dec32d1",
-        args={**encoder, **decoder},
+        args={{**encoder, **decoder}},
         parameters=100_000,
         metrics=(metric,),
         **tiny,
     ),
 )
 import timm, torch, release_weights
+"""
+STEP = """
+import logging, os, sys, timm, torch, release_weights
+from pathlib import Path
 from huggingface_hub import constants
 from zoo.weights import sources
 
-print("ready", flush=True)
-for line in sys.stdin:
-    job = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        os.environ.update(job["environment"])
-        sources.LOCK_FILE = Path(job["lock"])
-        constants.HF_HUB_CACHE = os.environ["ZOO_CACHE"] + "-hub"
-        constants.ENDPOINT = os.environ.get("HF_ENDPOINT")
-        constants.HF_HUB_OFFLINE = "HF_HUB_OFFLINE" in os.environ
-        output = os.open(job["output"], os.O_CREAT | os.O_WRONLY)
-        os.dup2(output, 1), os.dup2(output, 2)
-        logging.basicConfig(level="INFO", format="%(message)s")
-        status = 1
-        try:
-            exec(job["code"], {**globals(), "arguments": job["arguments"]})
-            status = 0
-        except SystemExit as error:
-            status = error.code or 0
-        except BaseException:
-            traceback.print_exc()
-        sys.stdout.flush()
-        os._exit(status)
-    print(child, flush=True)
-    print(os.waitpid(child, 0)[1], flush=True)
+arguments = {arguments!r}
+sources.LOCK_FILE = Path({lock!r})
+constants.HF_HUB_CACHE = os.environ["ZOO_CACHE"] + "-hub"
+constants.ENDPOINT = os.environ.get("HF_ENDPOINT")
+constants.HF_HUB_OFFLINE = "HF_HUB_OFFLINE" in os.environ
+logging.basicConfig(level="INFO", format="%(message)s")
 """
 SAVE = "torch.save({'model': timm.create_model(arguments[0]).reference_state(), 'epoch': 3}, arguments[1])"
 RELEASE = "sys.exit(release_weights.main(arguments))"
@@ -90,42 +73,26 @@ class Steps:
     """Runs code in forks of one process. hub, authors: the servers."""
 
     def __init__(self, folder: Path, hub: HubServer, authors: FileServer) -> None:
-        self.folder, self.hub, self.authors, self.count = folder, hub, authors, 0
+        self.folder, self.hub, self.authors = folder, hub, authors
         paths = os.pathsep.join((str(ROOT), str(ROOT / "tools")))
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", FORKING, authors.url + CHECKPOINT],
-            env=os.environ | hub.environment(folder / "home", hub.owner_token) | {"PYTHONPATH": paths},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._line() == "ready"
-
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        self.environment = hub.environment(folder / "home", hub.owner_token) | {"PYTHONPATH": paths}
+        self.forks = Forks(PRELOAD.format(url=authors.url + CHECKPOINT), **self.environment)
 
     def start(self, code: str, *arguments: str, lock: Path, cache: str = "cache", **environment: str) -> int:
         """Returns the process's number."""
-        assert self.process.stdin is not None
-        self.count += 1
-        environment["ZOO_CACHE"] = str(lock.parent / cache)
-        job = dict(code=code, arguments=arguments, lock=str(lock), environment=environment, output=str(self.output))
-        print(json.dumps(job), file=self.process.stdin, flush=True)
-        return int(self._line())
-
-    @property
-    def output(self) -> Path:
-        return self.folder / f"{self.count}.txt"
+        environment = self.environment | {"ZOO_CACHE": str(lock.parent / cache)} | environment
+        (number,) = self.forks.start(STEP.format(arguments=arguments, lock=str(lock)) + code, ROOT, environment)
+        return number
 
     def run(self, code: str, *arguments: str, **options: Any) -> tuple[int, str]:
         """Returns exit status and output."""
         self.start(code, *arguments, **options)
-        return os.waitstatus_to_exitcode(int(self._line())), self.output.read_text()
+        done = self.forks.wait()
+        return done.statuses[0], done.errors + done.output
 
     def kill(self, child: int) -> None:
         os.kill(child, signal.SIGKILL)
-        self._line()
+        self.forks.wait()
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +105,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Steps]:
         assert status == 0, output
         authors.files[CHECKPOINT] = checkpoint.read_bytes()
         yield steps
-        steps.process.kill()
-        steps.process.communicate()
+        steps.forks.close()
 
 
 @pytest.fixture
