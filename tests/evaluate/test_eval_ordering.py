@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tests.conftest import Run
 from zoo import evaluate
 from zoo.evaluate import ordering as tool
+from zoo.evaluate import ordering_page
 from zoo.scenes import SceneConfig
 from zoo.scenes.torch.render import draw_batch, render
 from zoo.train.recipe import load_recipe
@@ -171,7 +172,7 @@ def test_whole_comparison(zoo: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert zoo(*command, "--only", 0)[1].split() == [str(runs)] and len(measured) == 3, "it has been measured"
     result = json.loads(output.with_suffix(".json").read_text("utf-8"))
     assert list(result["figures"]) == ["CroCo", "MAE", "untrained"]
-    assert all(set(figures) == set(tool.TASKS) for some in result["figures"].values() for figures in some)
+    assert all(set(figures) == set(ordering_page.TASKS) for some in result["figures"].values() for figures in some)
     assert load_recipe(runs / "mae_0" / "recipe.yaml").precision == "bf16"
     assert "in bfloat16" in output.read_text("utf-8") and "One seed" in output.read_text("utf-8")
     assert output.with_suffix(".png").stat().st_size > 10_000
@@ -200,12 +201,12 @@ def test_whole_comparison(zoo: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for figures in result["figures"].values():
         figures += [{task: value + 0.1 for task, value in figures[0].items()}]
     result["about"]["seeds"] += [1]
-    text = tool.page(result, "picture.png")
+    text = ordering_page.page(result, "picture.png")
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 6 and len({row.count("|") for row in rows}) == 1
     assert (
         "over 2 seeds" in text
         and f"zoo eval ordering --steps 10 --kind nano --seeds 1 --flow-steps 2 --precision bf16 --runs {runs}" in text
     )
-    mean, spread = tool.summary(result, "depth", "MAE")
+    mean, spread = ordering_page.summary(result, "depth", "MAE")
     assert f"{mean:.3f} ± {spread:.3f}" in rows[3] and re.search(r"R2", rows[3])

@@ -177,7 +177,7 @@ def eval_ordering(
     Example: zoo eval ordering --croco RUN --mae RUN --output ordering.md
     """
     need("eval", "accelerate", "matplotlib", "rich", "skimage", "sklearn", "yaml")
-    from zoo.evaluate import ordering
+    from zoo.evaluate import ordering, ordering_page
     from zoo.evaluate.stereo_ordering import read_section, write_section
     from zoo.pictures import save_figure
     from zoo.weights.disk.files import atomic_writer, write_json
@@ -197,12 +197,12 @@ def eval_ordering(
     if only is not None:
         print(runs)
         return
-    ordering.print_table(result)
+    ordering_page.print_table(result)
     write_json(output.with_suffix(".json"), result)
-    picture = save_figure(ordering.draw(result), output.with_suffix(".png"))
+    picture = save_figure(ordering_page.draw(result), output.with_suffix(".png"))
     on_stereo = read_section(output)
     with atomic_writer(output) as file:
-        file.write(ordering.page(result, picture.name).encode())
+        file.write(ordering_page.page(result, picture.name).encode())
     if on_stereo:
         write_section(output, on_stereo)
     print(output)

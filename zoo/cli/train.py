@@ -46,7 +46,8 @@ def train(
         int | None, typer.Option(min=1, help="Parts to compute a batch in, to save memory; default: the recipe's.")
     ] = None,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Let torch compile the model's blocks: a slow start, then faster steps.")
+        bool,
+        typer.Option("--compile", help="Let torch compile the model's blocks: slow to start, then faster, on a GPU."),
     ] = False,
     minutes: Annotated[
         float | None,
