@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+LIMIT = 300  # seconds that programs may take
+
 _SERVER = """
-import json, os, sys, traceback
+import json, os, signal, sys, traceback
 exec(sys.argv[1])
 
 def run(job, environment):
@@ -47,7 +52,14 @@ for line in sys.stdin:
             os._exit(status)
         children.append(child)
     print(json.dumps(children), flush=True)
-    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
+    statuses = {}
+    while len(statuses) < len(children):
+        child, status = os.wait()
+        statuses[child] = os.waitstatus_to_exitcode(status)
+        for other in children:
+            if statuses[child] and other not in statuses:  # which may wait for the one that failed
+                os.kill(other, signal.SIGKILL)
+    print(json.dumps([statuses[child] for child in children]), flush=True)
 """
 
 
@@ -97,13 +109,23 @@ class Forks:
             files=[str(file) for file in files],
         )
         print(json.dumps(job), file=self._server.stdin, flush=True)
-        return json.loads(self._line())
+        self._children: list[int] = json.loads(self._line())
+        return self._children
 
     def wait(self) -> Done:
+        """Until all have ended; if one fails, or after `LIMIT`, the others are killed."""
+        limit = threading.Timer(LIMIT, self._kill)
+        limit.start()
         statuses = json.loads(self._line())
+        limit.cancel()
         output, errors = ((self._folder / name).read_text(encoding="utf-8") for name in ("output", "errors"))
         shutil.rmtree(self._folder)
         return Done(statuses, output, errors)
+
+    def _kill(self) -> None:
+        for child in self._children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
 
     def run(self, code: str, cwd: Path, *environments: dict[str, str]) -> Done:
         self.start(code, cwd, *environments)
