@@ -43,8 +43,8 @@ def layout(case: tuple[Variant, Source]) -> tuple[str, ...]:
     """What decides how a file is read, and into what."""
     variant, source = case
     entry = entry_of(source) or {}
-    about = (entry.get(key) for key in ("keys", "container", "prefix", "lacks", "adds", "dtype"))
-    return (variant.architecture, source.kind, *map(str, about))
+    about = (entry.get(key) for key in ("keys", "container", "prefix", "lacks", "adds", "dtype", "args"))
+    return (variant.architecture, str(variant.args), str(variant.num_classes), source.kind, *map(str, about))
 
 
 CHECKED: set[str] = set()

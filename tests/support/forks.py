@@ -19,7 +19,7 @@ from typing import NamedTuple
 LIMIT = 300  # seconds that programs may take
 
 _SERVER = """
-import json, os, signal, sys, traceback
+import atexit, json, os, signal, sys, threading, traceback
 exec(sys.argv[1])
 
 def run(job, environment):
@@ -35,7 +35,9 @@ def run(job, environment):
         exec(compile(job["code"], "program", "exec"), {"__name__": "__main__"})
         return 0
     except SystemExit as error:
-        return error.code or 0
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+        return 1 if isinstance(error.code, str) else error.code or 0
     except BaseException:
         traceback.print_exc()
         return 1
@@ -48,6 +50,7 @@ for line in sys.stdin:
         child = os.fork()
         if child == 0:
             status = run(job, environment)
+            threading._shutdown(), atexit._run_exitfuncs()  # as at every program's end
             sys.stdout.flush(), sys.stderr.flush()
             os._exit(status)
         children.append(child)
@@ -72,7 +75,7 @@ class Done(NamedTuple):
 
 
 class Forks:
-    """A process that imports once, and is forked for each program. It starts with the first one.
+    """A process that imports once, and is forked for each program.
 
     preload: the imports, of what knows nothing of the environment that the programs will have.
     """
@@ -85,6 +88,7 @@ class Forks:
             stdout=subprocess.PIPE,
             text=True,
         )
+        self._children: list[int] = []
         assert self._line() == "ready"
         atexit.register(self.close)
 
@@ -98,6 +102,7 @@ class Forks:
         Returns the processes' numbers; `wait` is next.
         """
         assert self._server.stdin is not None
+        assert not self._children, "wait for the programs before first"
         self._folder = Path(tempfile.mkdtemp())
         files = [self._folder / name for name in ("output", "errors")]
         for file in files:
@@ -109,29 +114,34 @@ class Forks:
             files=[str(file) for file in files],
         )
         print(json.dumps(job), file=self._server.stdin, flush=True)
-        self._children: list[int] = json.loads(self._line())
+        self._children = json.loads(self._line())
         return self._children
 
     def wait(self) -> Done:
         """Until all have ended; if one fails, or after `LIMIT`, the others are killed."""
         limit = threading.Timer(LIMIT, self._kill)
+        limit.daemon = True
         limit.start()
-        statuses = json.loads(self._line())
-        limit.cancel()
-        output, errors = ((self._folder / name).read_text(encoding="utf-8") for name in ("output", "errors"))
-        shutil.rmtree(self._folder)
+        try:
+            statuses = json.loads(self._line())
+            self._children = []
+            output, errors = ((self._folder / name).read_text(encoding="utf-8") for name in ("output", "errors"))
+        finally:
+            limit.cancel()
+            shutil.rmtree(self._folder)
         return Done(statuses, output, errors)
 
     def _kill(self) -> None:
         for child in self._children:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
+                os.killpg(child, signal.SIGKILL)
 
     def run(self, code: str, cwd: Path, *environments: dict[str, str]) -> Done:
         self.start(code, cwd, *environments)
         return self.wait()
 
     def close(self) -> None:
+        self._kill()
         self._server.kill()
         self._server.communicate()
 

@@ -53,6 +53,10 @@ NAME = attrgetter("name")
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=NAME)
 
 
+def network(variant: Variant) -> tuple[str, ...]:
+    return (variant.architecture, str(variant.num_classes), str(variant.input_size), str(variant.args))
+
+
 @pytest.fixture
 def bundled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cards of bundled weights without the records of their training, which other tests are about."""
@@ -92,7 +96,7 @@ def test_front_matter(variant: Variant, bundled: None) -> None:
     assert body.startswith(f"\n# {variant.name}\n")
 
 
-@pytest.mark.parametrize("variant", first_of_each(VARIANTS, lambda variant: variant.architecture), ids=NAME)
+@pytest.mark.parametrize("variant", first_of_each(VARIANTS, network), ids=NAME)
 def test_loading_lines_run_and_give_the_shapes_they_say(
     variant: Variant, bundled: None, quick_blocks: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

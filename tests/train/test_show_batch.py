@@ -44,9 +44,9 @@ def matching_list(folder: Path, task: str, crop: tuple[int, int]) -> Path:
     return folder / "pairs.txt"
 
 
-def task(name: str) -> tuple[str, str]:
+def task(name: str) -> tuple[str, ...]:
     recipe = load_recipe(name)
-    return recipe.objective["name"], recipe.data["source"]
+    return recipe.objective["name"], recipe.data["source"], recipe.model
 
 
 @pytest.mark.parametrize("name", first_of_each(recipe_names(), task))

@@ -80,9 +80,7 @@ def test_cached_weights_need_no_network(checkpoint_server: FileServer, request: 
     path = fetch(variant, convert)
     asked = len(checkpoint_server.requests)
     request.getfixturevalue("no_network")
-    start = time.perf_counter()
     assert fetch(variant, convert) == path
-    assert time.perf_counter() - start < 0.1
     assert len(checkpoint_server.requests) == asked
 
 

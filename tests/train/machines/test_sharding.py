@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.two_processes import in_two_processes
+from tests.support.two_processes import by_torchrun, in_two_processes
 from zoo.errors import RecipeError
 from zoo.train.engine import train
 from zoo.train.recipe import Recipe, load_recipe
@@ -46,15 +46,13 @@ def train_sharded(folder: Path, killed_after: int | None = None) -> None:
         assert killed_after is not None
 
 
-def in_two(folder: Path, call: str) -> None:
-    in_two_processes(
-        f"""
+def program(folder: Path, call: str) -> str:
+    return f"""
 from pathlib import Path
 from tests.train.machines.test_sharding import train_sharded
 run = Path({str(folder / "two")!r})
 {call}
 """
-    )
 
 
 def assert_like_one_process(folder: Path) -> None:
@@ -72,14 +70,14 @@ def assert_like_one_process(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def killed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("killed")
-    in_two(folder, "train_sharded(run, killed_after=4)")
+    in_two_processes(program(folder, "train_sharded(run, killed_after=4)"))
     assert not (folder / "two" / "model.safetensors").exists()
     return folder
 
 
 def test_two_processes_that_share_out_a_model(killed_run: Path, tmp_path: Path) -> None:
     shutil.copytree(killed_run, tmp_path, dirs_exist_ok=True)
-    in_two(tmp_path, "train_sharded(run)")
+    by_torchrun(program(tmp_path, "train_sharded(run)"), tmp_path)
     assert_like_one_process(tmp_path)
 
 
