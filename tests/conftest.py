@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.forks import own_lock_of_bars
 from zoo import cli
+
+own_lock_of_bars()
 
 Run = Callable[..., tuple[int, str, str]]
 """A command line's arguments -> exit code, stdout, stderr."""

@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.checkpoints import convert, variant_of
+from tests.support.forks import own_lock_of_bars
 from zoo.catalog import Source
 from zoo.weights import cache_dir, cached_path, fetch, sources, verify
 from zoo.weights.disk import files, records, safetensors_format
 from zoo.weights.network import download as download_module
+
+own_lock_of_bars()
 
 PHASES = {"downloading": 0.06, "converting": 0.03, "writing": 0.05}  # about as many seconds each
 

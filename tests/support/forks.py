@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from tqdm import tqdm
+
 LIMIT = 300  # seconds that programs may take
 
 _SERVER = """
@@ -144,6 +146,13 @@ class Forks:
         self._kill()
         self._server.kill()
         self._server.communicate()
+
+
+def own_lock_of_bars() -> None:
+    """For whoever forks processes that are killed: tqdm's usual lock is one for all of them, and who is killed while it
+    has it never gives it back."""
+    tqdm.set_lock(threading.RLock())
+    tqdm.monitor_interval = 0  # nor may a thread have it at a fork
 
 
 TRAINING = "import accelerate, timm, zoo.scenes.torch.render, zoo.train.engine"
