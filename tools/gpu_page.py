@@ -121,12 +121,15 @@ def section(run: dict[str, Any]) -> str:
         if not of:
             continue
         ended = next((row["ended"] for row in of if row["name"] == "the stage"), "cut off with the whole run")
-        shown = [row for row in of if row["name"] != "the stage"]
+        measures = [row for row in of if row["name"] != "the stage"]
+        shown = [row for row in measures if not row.get("skipped", "").endswith("left")]
         columns = list(dict.fromkeys(name for row in shown for name in row if name not in HIDDEN))
         lines = [[cell(row.get(name, "")) for name in columns] for row in shown]
         parts.append(f"**{key}. {stage.title}** ({ended})")
         if lines:
             parts.append(markdown_table(columns, lines))
+        if missed := len(measures) - len(shown):
+            parts.append(f"Its time ended before {missed} of {len(measures)} rows, which docs/gpu.json names.")
     return "\n\n".join(part for part in parts if part)
 
 

@@ -24,9 +24,11 @@ def test_goals_and_rows() -> None:
         dict(stage="c", name="CroCo v2 large, pair", how="eager", batch=64, share=0.4, per_second=1234.5),
         dict(stage="c", name="CroCo v2 large, pair", how="compiled", batch=64, share=0.5, per_second=2000.0),
         dict(stage="c", name="CroCo v2 large, pair", how="compiled", batch=256, share=0.9),
+        dict(stage="c", name="PIRL ResNet-50", how="graph", batch=1, skipped="1 s were left"),
         dict(stage="c", name="the stage", ended="cut off", seconds=90.0),
         dict(stage="d", name="convmae_base", how="eager", per_second=100.0),
         dict(stage="d", name="convmae_base", how="dense", per_second=70.0),
+        dict(stage="f", name="dust3r_nano", skipped="without croco_nano_rich"),
     ]
     text = gpu_page.page([dict(about=ABOUT, rows=rows)])
     for line in (
@@ -36,8 +38,11 @@ def test_goals_and_rows() -> None:
         "| two | fp32 |  | ValueError: a / b |  |",
         "| CroCo v2 large, pair | eager | 64 | 0.4 | 1,234 |",
         "**c. forward passes** (cut off)",
+        "Its time ended before 1 of 4 rows, which docs/gpu.json names.",
         "**d. pretraining steps** (cut off with the whole run)",
+        "| dust3r_nano | without croco_nano_rich |",
     ):
         assert line in text.splitlines(), line
+    assert "graph" not in text.partition(gpu_page.BEGIN)[2].partition(gpu_page.END)[0], "a row without figures"
     assert "pretraining step: share" not in text, "not measured"
     assert gpu_page.NOTHING not in text
