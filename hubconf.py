@@ -1,7 +1,7 @@
 """torch.hub entry points: every architecture and every variant of the catalog, made on the spot.
 
     torch.hub.load("PATH/TO/pretext-zoo", "croco_nano_patch8_64", source="local", weights="scenes_rich")
-    torch.hub.load("PATH/TO/pretext-zoo", "croco_nano_patch8_64.scenes", source="local", pretrained=True)
+    torch.hub.load("PATH/TO/pretext-zoo", "croco_nano_patch8_64.scenes_rich", source="local", pretrained=True)
 
 torch.hub.list and torch.hub.help take repositories on GitHub only. In a clone's folder
 `python -c "import hubconf; help(hubconf.croco_nano_patch8_64)"` says the same, and `zoo list` and `zoo info` say more.

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+LINKING = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]  # cards have tests of their own
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "model_cards").glob("*.md"))]
 
 
@@ -34,3 +35,11 @@ def test_models_of_snippets_are_ready_for_use(page: Path) -> None:
         }
         for node in ast.walk(block):
             assert not loads(node) or id(node) in evaluated, ast.unparse(node)
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: page.stem)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", text):
+        generated = page == ROOT / "docs" / "index.md" and target == "models.md"  # by the site
+        assert generated or (page.parent / target).exists(), target

@@ -34,12 +34,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Links to notebooks lead to their pages; a page without sections has the room of their list; a card is found by
-    its name, which the search takes for one word, and by the parts of it."""
+    """Links from docs/ to what lies beside it hold, as they do in the repository, and those to notebooks lead to their
+    pages; a page without sections has the room of their list; a card is found by its name, which the search takes for
+    one word, and by the parts of it."""
     if not re.search("^## ", markdown, re.MULTILINE):
         page.meta.setdefault("hide", ["toc"])
     if page.file.src_uri.startswith("model_cards/") and page.file.name != "README":
         page.meta["tags"] = re.split(r"[._]", page.file.name)
+    if (ROOT / "docs" / page.file.src_uri).is_file():  # one step up is one too many: docs/ is the site's own root
+        out = "../" * (page.file.src_uri.count("/") + 1)
+        markdown = markdown.replace(f"]({out}", f"]({out[3:]}")
     return re.sub(r"(?<=\]\()\S*examples/\w+\.ipynb(?=\))", lambda found: _page_of(found[0]), markdown)
 
 

@@ -3,7 +3,7 @@
     python tools/scale.py            write the tables of docs/scale.md
     python tools/scale.py --check    exit with 1 if they are not what would be written
 
-The figures are formulas in the settings of the published recipes; tests/test_scale.py compares them with what two
+The figures are formulas in the settings of the published recipes; tests/tools/test_scale.py compares them with what two
 processes send.
 """
 

@@ -95,7 +95,7 @@ class TrainingError(ZooError, RuntimeError):
 
 
 class DivergedError(TrainingError, ArithmeticError):
-    """The loss became NaN or infinite."""
+    """The loss became NaN or infinite, or the weights did."""
 
 
 class PublishError(ZooError, RuntimeError):

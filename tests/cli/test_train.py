@@ -111,6 +111,15 @@ def test_data_chooses_the_source(zoo: Run, images: Path, shards: Path) -> None:
     assert recipe.data == dict(source="images", path=str(images)), "a source that is named is taken"
 
 
+def test_data_with_depth_and_cameras(zoo: Run, tmp_path: Path) -> None:
+    from tests.train.data.test_posed import write
+
+    write(tmp_path, (64, 64))
+    recipe, out = data_of(zoo, "dust3r_nano", "--data", tmp_path, "--set", "batch_size=2")
+    assert recipe.data == dict(source="posed", path=str(tmp_path), image_size=64), "of the scenes only their size"
+    assert "2 samples" in out
+
+
 def test_another_source_has_other_settings(zoo: Run, images: Path) -> None:
     """Neither the scenes' image_size nor the validation's samples are what the user set."""
     for recipe in ("mae_nano", "classify_nano"):
@@ -124,6 +133,7 @@ def test_another_source_has_other_settings(zoo: Run, images: Path) -> None:
     [
         ("croco_nano", "images", "nothing that pairs can be read from; give a folder with pairs.txt"),
         ("mae_nano", "no/such/folder", "nothing that images can be read from"),
+        ("dust3r_nano", "images", "nothing that pairs with depth and cameras can be read from; give a folder with"),
         ("croco_base", "no_such_folder", "There is no training data at no_such_folder"),
         ("convmae_base", "no_such_folder", "There is no folder of images no_such_folder"),
     ],

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from tests.conftest import Run
 from zoo import evaluate
 from zoo.evaluate import ordering as tool
-from zoo.evaluate import ordering_page
+from zoo.evaluate import ordering_page, stereo_ordering
 from zoo.scenes import SceneConfig
 from zoo.scenes.torch.render import draw_batch, render
 from zoo.train.recipe import load_recipe
 
+ROOT = Path(__file__).parents[2]
 CONFIG = SceneConfig(displacement=(0.03, 0.18), texture_scale=(0.5, 1.5))
 
 
@@ -210,3 +211,14 @@ def test_whole_comparison(zoo: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     mean, spread = ordering_page.summary(result, "depth", "MAE")
     assert f"{mean:.3f} ± {spread:.3f}" in rows[3] and re.search(r"R2", rows[3])
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/3d_ordering*.md")), ids=lambda path: path.stem)
+def test_pages_say_what_was_measured(page: Path) -> None:
+    text, on_stereo = page.read_text("utf-8"), stereo_ordering.read_section(page)
+    if on_stereo:
+        result = json.loads(page.with_suffix(".stereo.json").read_text("utf-8"))
+        assert on_stereo == stereo_ordering.section(result, f"{page.stem}.stereo.png")
+        before, _, rest = text.partition("<!-- stereo: begin -->")
+        text = before + rest.partition("<!-- stereo: end -->\n\n")[2]
+    assert text == ordering_page.page(json.loads(page.with_suffix(".json").read_text("utf-8")), f"{page.stem}.png")

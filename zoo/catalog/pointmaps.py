@@ -130,8 +130,9 @@ POINTMAPS = (
         sources=(Source("package", "dust3r_nano_patch8_64.scenes.safetensors", layout="zoo"),),
         recipe="dust3r_nano_end",
         training="Procedural scenes rendered on the fly by zoo/scenes, from the small CroCo that `croco_nano_rich` "
-        "trains: 85 k pairs on a GPU by `dust3r_nano`, a run that was cut off, and 27 k on a CPU by `dust3r_nano_end`, "
-        "while the learning rate fell. The held-out scenes of the evaluation are of the same kind.",
+        "trains: 85 k pairs on a GPU by `dust3r_nano`, a run that was cut off, then 4 k by it and 22 k by "
+        "`dust3r_nano_end` on a CPU, while the learning rate fell. The held-out scenes of the evaluation are of the "
+        "same kind.",
     ),
     _dust3r(
         "224",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -45,7 +46,7 @@ def page(result: dict[str, Any], picture: str) -> str:
     sizes = about["sizes"]
     precision = "bfloat16 (autocast)" if about["precision"] == "bf16" else "float32"
     of = "all training, fine-tuning included," if "finished" not in about else "the fine-tuning"
-    return f"""# The papers' ordering, in small
+    text = f"""# The papers' ordering, in small
 
 CroCo's published finding is that completing a hidden image with the help of a second view teaches more about 3D than
 completing it alone (MAE), and that more than no pretraining; not so for the semantics of single images. Here the three
@@ -75,6 +76,17 @@ passes of {of} were in {precision}; everything is measured in float32.
 - **shape**: rooms that hold nothing, one box or one ball; 10 nearest neighbors by the frozen encoder's mean token among
   {sizes["shape_images"]} images, half as many to test. A check on single images, in which CroCo need not win.
 """
+    return filled(text)
+
+
+def filled(markdown: str) -> str:
+    """Text in lines of 120 characters; tables, lists, pictures and commands as they are."""
+    kept = ("|", "!", "#", "-", "`" * 3)
+    paragraphs = (
+        part if part.startswith(kept) else textwrap.fill(part, 120, break_long_words=False, break_on_hyphens=False)
+        for part in markdown.strip().split("\n\n")
+    )
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def _pretraining(about: dict[str, Any]) -> str:

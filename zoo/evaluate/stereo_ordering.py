@@ -30,6 +30,7 @@ from torch import Tensor
 
 from zoo.colors import disparity_colors, error_colors
 from zoo.demo import stereo_pair
+from zoo.evaluate.ordering_page import filled
 from zoo.evaluate.pairs import HELD_OUT_SEED
 from zoo.pictures import Panel, draw_panels
 from zoo.sgbm import SETTINGS, semi_global_matching
@@ -107,7 +108,7 @@ def compare(plan: Plan, seeds: list[int], runs: Path, jobs: int, workers: int, c
             command=command,
             plan=asdict(plan),
             seeds=seeds,
-            pretraining={start: _pretraining(runs, start, seeds[0]) for start, recipe in STARTS.items() if recipe},
+            pretraining={start: _pretraining(runs, start, seeds) for start, recipe in STARTS.items() if recipe},
             minutes=_minutes(runs, pretrainings) | {"fine-tuning": _mean_minutes([*chain(*folders.values())])},
             machine=machine(),
             torch=torch.__version__,
@@ -219,10 +220,13 @@ def fitted_embedding(net: Any, scenes: Any) -> dict[str, Tensor]:
     }
 
 
-def _pretraining(runs: Path, start: str, seed: int) -> dict[str, Any]:
-    """How long a start was trained, as its run says: it may have been there before."""
-    recipe = load_recipe(_pretrained_folder(runs, start, seed) / "recipe.yaml")
-    return dict(recipe=recipe.name, steps=recipe.schedule.length, samples=recipe.batch_size)
+def _pretraining(runs: Path, start: str, seeds: list[int]) -> dict[str, Any]:
+    """How long a start was trained, as its first run says, which may have been there before; how many runs there are:
+    the seeds' folders may be links to one."""
+    folders = [_pretrained_folder(runs, start, seed) for seed in seeds]
+    recipe = load_recipe(folders[0] / "recipe.yaml")
+    different = len({folder.resolve() for folder in folders})
+    return dict(recipe=recipe.name, steps=recipe.schedule.length, samples=recipe.batch_size, runs=different)
 
 
 def _mean_minutes(folders: list[Path]) -> float:
@@ -346,12 +350,15 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 def section(result: dict[str, Any], picture: str) -> str:
     """The result as the first section of the page on the papers' ordering."""
     about, plan = result["about"], result["about"]["plan"]
-    minutes = ", ".join(f"{name} {taken:.1f}" for name, taken in about["minutes"].items())
-    pretraining = ", ".join(
-        f"{start} {of['steps']:.0f} steps of {of['samples']} {'pairs' if start == 'CroCo' else 'single views'} by "
-        f"`{of['recipe']}`"
+    seeds, tuning = len(about["seeds"]), about["minutes"]["fine-tuning"]
+    pretraining = "; ".join(
+        f"{start} {of['steps']:,.0f} steps of {of['samples']:,} {'pairs' if start == 'CroCo' else 'single views'} by "
+        f"`{of['recipe']}`, {about['minutes'][start]:.1f} minutes"
         for start, of in about["pretraining"].items()
     )
+    one_run = seeds > 1 and all(of["runs"] == 1 for of in about["pretraining"].values())
+    folders = " and ".join(f"`{STARTS[start]}_SEED`" for start in about["pretraining"])
+    same = f"In `--runs` {folders} were links to one run each. " if one_run else ""
     scales = ", ".join(f"{start} {best_scale(figures)}" for start, figures in result["figures"].items())
     lines = ["| | " + " | ".join(("scenes: average error", "> 1 px (%)", "> 2 px", "> 3 px")) + " | "]
     lines[0] += " | ".join(("photo: average error", "> 1 px (%)", "> 2 px", "> 3 px")) + " |"
@@ -362,34 +369,40 @@ def section(result: dict[str, Any], picture: str) -> str:
         start: statistics.fmean(of["scenes"]["L1err"] for of in figures) for start, figures in result["figures"].items()
     }
     croco, scratch = means["CroCo"], means["from scratch"]
-    return f"""## Stereo matching
+    by_seed = "; ".join(
+        f"{start} " + ", ".join(f"{of['scenes']['L1err']:.2f}" for of in figures)
+        for start, figures in result["figures"].items()
+    )
+    text = f"""## Stereo matching
 
 One network (`{MODEL}`), fine-tuned for stereo matching by the recipe `{RECIPE}`: from CroCo's encoder and
-decoder, from a masked autoencoder's encoder, and from scratch. Errors of the disparity in pixels, on {plan["pairs"]}
-held-out rectified scenes of {height}x{width} pixels and on a real photo, Middlebury's motorcycle (741x500, the whole,
-unknown pixels left out); means and standard deviations over {len(about["seeds"])} seeds of both trainings.
+decoder, from a masked autoencoder's encoder, and from scratch, {plan["steps"]:,} steps each. Errors of the disparity in
+pixels, on {plan["pairs"]} held-out rectified scenes of {height}x{width} pixels and on a real photo, Middlebury's
+motorcycle (741x500, the whole, unknown pixels left out); means and standard deviations over {seeds} seeds of
+{"the fine-tuning" if one_run else "both trainings"}.
 
 {chr(10).join(lines)}
+
+On the scenes CroCo's average error is {100 * (1 - croco / scratch):.0f} % below that from scratch. By seed: {by_seed}.
+Until a network begins to match it is no better than the best constant. On the photo each start is judged at the best of
+the scales {", ".join(map(str, SCALES))}: {scales}. SGBM is OpenCV's semi-global matching: {SETTINGS}; its holes are
+filled from the background. As it comes, it doesn't search the first 96 columns of the photo; with the left edge
+repeated it does.
+
+![the photo as each sees it]({picture})
 
 A decoder that starts at random starts with its embedding fitted to the tokens that it will read: mean 0 and deviation 1
 in each channel, on {FITTED[0]} scenes. Without that a vector that all tokens of the masked autoencoder share hides what
 tells them apart, and its fine-tuning finds no matches for long ([the log](nano_log.md), 12).
 
-On the scenes CroCo's average error is {100 * (1 - croco / scratch):.0f} % below that from scratch. On the photo each
-start is judged at the best of the scales {", ".join(map(str, SCALES))}: {scales}. SGBM is OpenCV's semi-global
-matching: {SETTINGS};
-its holes are filled from the background. As it comes, it doesn't search the first 96 columns; with the left edge
-repeated it does.
-
-![the photo as each sees it]({picture})
-
 ```bash
 {about["command"]}
 ```
 
-Pretraining: {pretraining}. {plan["steps"]} steps of each fine-tuning. Minutes a run, several at a time, on
-{about["machine"]}, {about["date"]}: {minutes}.
+Pretraining, as the runs' own logs say: {pretraining}. {same}Fine-tuning: {tuning:.0f} minutes a run on
+{about["machine"]}, {about["date"]}.
 """
+    return filled(text)
 
 
 def read_section(path: Path) -> str:

@@ -45,7 +45,8 @@ def train(
     docs/train.md. accumulate: parts that each process's share of a batch is computed in, by default the recipe's.
     compiled: let torch compile the model's blocks; a run may go on with or without.
 
-    Raises RecipeError, DataError (ValueErrors), TrainingError (RuntimeError), DivergedError (ArithmeticError).
+    Raises RecipeError, DataError (ValueErrors), TrainingError (RuntimeError), DivergedError (ArithmeticError),
+    StorageError (OSError).
     """
     accumulate = accumulate or recipe.accumulate
     accelerator = make_accelerator(recipe, accumulate, output)

@@ -55,7 +55,7 @@ def fit_to_time(
     recipe: Recipe, seconds: float, *, workers: int = 0, accumulate: int | None = None, compiled: bool = False
 ) -> Recipe:
     """The recipe with as long a schedule as this machine computes in `seconds`, this function's own time included; its
-    curriculum takes the same share of it.
+    milestones and its curriculum take the same share of it.
 
     A trial of a tenth of the time, of 20 seconds at most, says how long a step takes; of its steps the first half
     warms up. What the run computes is a matter of the resulting recipe alone. Raises RecipeError (a ValueError) for
@@ -72,8 +72,15 @@ def fit_to_time(
     steps = max(1, int(_SHARE * left / per_step))
     unit = trial.parts.plan.unit
     length: float = steps if unit == 1 else steps / unit
-    schedule = replace(recipe.schedule, length=length, stop=None, warmup=min(recipe.schedule.warmup, length / 4))
-    return replace(recipe, schedule=schedule, curriculum=scaled(recipe.curriculum, length / recipe.schedule.length))
+    share = length / recipe.schedule.length
+    schedule = replace(
+        recipe.schedule,
+        length=length,
+        stop=None,
+        warmup=min(recipe.schedule.warmup, length / 4),
+        milestones=tuple(share * milestone for milestone in recipe.schedule.milestones),
+    )
+    return replace(recipe, schedule=schedule, curriculum=scaled(recipe.curriculum, share))
 
 
 _SHARE = 0.95  # of the time that is planned for: steps may get slower, and the end is written too

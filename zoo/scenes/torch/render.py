@@ -1,7 +1,7 @@
 """The procedural scenes of `scenes`, rendered as batches in torch, on the device that trains.
 
 What is here is the array mathematics of `scenes.render` on a batch of scenes, drawn by numpy (`sample_scene`, about a
-millisecond each) or by `scenes.draw_torch`, on whatever device they lie. Both give the same picture and geometry up
+millisecond each) or by `zoo.scenes.torch.draw`, on whatever device they lie. Both give the same picture and geometry up
 to float rounding, which moves a pixel now and then across an object's edge. On a CPU numpy's is quicker and does the
 work. Conventions are those of `scenes`.
 

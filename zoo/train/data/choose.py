@@ -13,11 +13,12 @@ _MADE = ("scenes", "patterns")
 """Sources that make their samples and read none."""
 
 
-_WANTED = {
-    "image": "a folder of images, a data set of the Hugging Face Hub or a folder of one, or .tar shards",
-    "pair": "a folder with pairs.txt or listing.txt, or such a list",
-    "stereo": "the folder of the data sets, or a list of lines 'left right disparity'",
-    "flow": "the folder of the data sets, or a list of lines 'img1 img2 flow'",
+_WANTED = {  # by what a sample is: their plural, and what they are read from
+    "image": ("images", "a folder of images, a data set of the Hugging Face Hub or a folder of one, or .tar shards"),
+    "pair": ("pairs", "a folder with pairs.txt or listing.txt, or such a list"),
+    "stereo": ("stereo pairs", "the folder of the data sets, or a list of lines 'left right disparity'"),
+    "flow": ("pairs with flow", "the folder of the data sets, or a list of lines 'img1 img2 flow'"),
+    "points": ("pairs with depth and cameras", "a folder with pairs.txt, as docs/pointmaps.md has it"),
 }
 
 
@@ -29,15 +30,18 @@ def settings_for(path: str, data: dict[str, Any], sample: str) -> dict[str, Any]
     source = str(data.get("source"))
     found = source_at(path, sample)
     if source in _MADE and found is None:
+        samples, wanted = _WANTED.get(sample, (f"samples of {sample}", "a folder"))
         raise RecipeError(
-            f"{path} is nothing that {sample}s can be read from; give {_WANTED.get(sample, 'a folder')}, or name what "
-            "reads it with --set data.source=..."
+            f"{path} is nothing that {samples} can be read from; give {wanted}, or name what reads it with "
+            "--set data.source=..."
         )
     if found in (None, source) or is_extension(source):
         return {"data.path": path}  # the recipe's own source says what is missing
     overrides: dict[str, Any] = {"data.source": found, "data.path": path}
     if found == "images" and (Path(path) / "val").is_dir():
         overrides["validation"] = {"split": "val"}
+    if found == "posed" and "image_size" in data:
+        overrides["data.image_size"] = data["image_size"]  # it reads at the size that is trained at
     return overrides
 
 
@@ -47,6 +51,8 @@ def source_at(path: str, sample: str) -> str | None:
         return "pairs" if _has_pairs(Path(path.split(",")[0].strip())) else None
     if sample in ("stereo", "flow"):
         return "matching" if Path(path).exists() else None
+    if sample == "points":
+        return "posed" if (Path(path) / "pairs.txt").is_file() else None
     return _images_at(path) if sample == "image" else None
 
 
