@@ -54,7 +54,8 @@ def longest_of(flow: np.ndarray) -> float:
 
 def flow_colors(flow: np.ndarray, longest: float | None = None) -> np.ndarray:
     """Flow (H, W, 2) -> (H, W, 3): the hue is its direction, the saturation its length up to `longest` pixels (by
-    default its own), on the wheel of Baker et al. (IJCV 2011)."""
+    default its own) and more, on the wheel of Baker et al. (IJCV 2011), who darken what is longer: that is easily taken
+    for an object."""
     known = np.isfinite(flow).all(-1)
     x, y = np.moveaxis(np.where(known[..., None], flow, 0.0), -1, 0)
     length = np.hypot(x, y)
@@ -65,8 +66,7 @@ def flow_colors(flow: np.ndarray, longest: float | None = None) -> np.ndarray:
     share = (place - lower)[..., None]
     color = (1 - share) * wheel[lower] + share * wheel[(lower + 1) % len(wheel)]
     saturation = np.clip(length / longest, 0, 1)[..., None]
-    color = np.where(length[..., None] <= longest, 1 - saturation * (1 - color), 0.75 * color)
-    return np.where(known[..., None], color, 0.0)
+    return np.where(known[..., None], 1 - saturation * (1 - color), 0.0)
 
 
 def flow_wheel(side: int = 151) -> np.ndarray:

@@ -84,6 +84,12 @@ def look_from(
     return canvas
 
 
+_UNKNOWN = (
+    f"Errors from 0 (dark) to {WORST_ERROR:.0f} pixels and more (bright). Where the truth is not known, it is black "
+    "and its error gray."
+)
+
+
 def draw_stereo(
     image: np.ndarray,
     disparity: np.ndarray,
@@ -94,6 +100,7 @@ def draw_stereo(
 ) -> Figure:
     """The left image, uint8 (H, W, 3), its disparity (H, W) with a legend, and what else is given: the truth and the
     error, and the confidence."""
+    caption = caption or ("" if truth is None else _UNKNOWN)
     limits = finite_range(disparity if truth is None else truth)
     panels: list[tuple[np.ndarray, str, Any]] = [
         (image / 255, "left image", None),
@@ -118,6 +125,7 @@ def draw_flow(
 ) -> Figure:
     """Image 1, uint8 (H, W, 3), its flow (H, W, 2) with the wheel of its colors, and what else is given; see
     `draw_stereo`."""
+    caption = caption or ("" if truth is None else _UNKNOWN)
     lengths = np.hypot(*np.moveaxis(flow if truth is None else truth, -1, 0))
     longest = finite_range(lengths)[1]
     panels: list[tuple[np.ndarray, str, Any]] = [
@@ -182,4 +190,4 @@ def _add_wheel(ax: Any, longest: float) -> None:
     inset = ax.inset_axes((1.02, 0.0, 0.22, 0.22))
     inset.imshow(flow_wheel(), interpolation="bilinear")
     inset.set_axis_off()
-    inset.set_title(f"{longest:.1f} px", fontsize=8, pad=2)
+    inset.set_title(f"{longest:.1f}+ px", fontsize=8, pad=2)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.models.croco.test_tiles import Ramp
 from zoo.cli import matching
+from zoo.colors import flow_colors
 from zoo.train.data.matching.maps import read_truth, write_map
 
 
@@ -114,3 +115,10 @@ def test_a_picture_without_an_ending_is_told_as_it_is_called(zoo: Any) -> None:
     code, out, err = zoo("flow", "left/a.png", "right/a.png", "-o", "here")
     assert code == 0, err
     assert out.split() == ["here.png"] and Path("here.png").is_file()
+
+
+def test_longer_flow_has_the_color_of_the_longest() -> None:
+    """Darker, it would look like an object."""
+    flow = np.array([[[3.0, -4.0], [6.0, -8.0], [np.inf, 0.0]]])
+    color, longer, unknown = flow_colors(flow, longest=5.0)[0]
+    assert np.allclose(color, longer) and color.max() > 0.9 and not unknown.any()

@@ -58,7 +58,10 @@ def test_the_truth_becomes_cameras_and_a_cloud(index: int) -> None:
     assert front.shape == (96, 96, 3) and (front > points._BACKGROUND + 0.01).any(-1).mean() > 0.3
 
 
-def test_command(tmp_path: Path, zoo: Any) -> None:
+def test_command(tmp_path: Path, zoo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: list[str] = []
+    draw = points.draw
+    monkeypatch.setattr(points, "draw", lambda found, title: titles.append(title) or draw(found, title))
     torch.manual_seed(0)
     model = timm.create_model("dust3r_nano_patch8_64")
     save_safetensors(model.state_dict(), tmp_path / "w.safetensors", {})
@@ -77,7 +80,7 @@ def test_command(tmp_path: Path, zoo: Any) -> None:
         assert said in out
     assert cloud.read_bytes().startswith(b"ply\n") and (tmp_path / "cloud.glb").read_bytes().startswith(b"glTF")
     assert np.load(tmp_path / "depth" / "depth1.npy").shape == (64, 64)
-    assert Image.open(picture).size[0] > 500
+    assert Image.open(picture).size[0] > 500 and titles == ["dust3r_nano_patch8_64.scenes"]
     for more, message in (
         (("--confidence", "1e9"), "No point has a confidence"),
         (("--model", "croco_nano_patch8_64"), "gives no points"),

@@ -12,6 +12,7 @@ from PIL import Image
 from tests.conftest import Run
 from tests.train.data.test_images import png, write_shard
 from tests.train.test_training import TINY, assert_identical
+from zoo.errors import RecipeError
 from zoo.train.engine import train as train_recipe
 from zoo.train.recipe import Recipe, load_recipe, recipe_names
 from zoo.train.run import read_log
@@ -118,6 +119,28 @@ def test_data_with_depth_and_cameras(zoo: Run, tmp_path: Path) -> None:
     recipe, out = data_of(zoo, "dust3r_nano", "--data", tmp_path, "--set", "batch_size=2")
     assert recipe.data == dict(source="posed", path=str(tmp_path), image_size=64), "of the scenes only their size"
     assert "2 samples" in out
+
+
+def test_a_list_of_pairs_holds_nothing_out(zoo: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nor is it validated on: the best weights would be those that know it by heart."""
+    from tests.train.test_show_batch import matching_list
+    from zoo.train.build import make_validation_source
+
+    mine = matching_list(tmp_path, "stereo", (32, 64))
+    command = ("crocostereo_base_smalldec", "--data", mine, "--set", "model=croco_nano_patch8_dec128d4_stereo")
+    command += ("--set=init=''", "--set=objective.crop=[32, 64]", "--set=batch_size=2")
+    recipe, out = data_of(zoo, *command)
+    assert recipe.data == dict(source="matching", path=str(mine), mix="list") and "mix list" in out
+    assert (recipe.validation, recipe.export) == ({}, "last")
+    assert "holds nothing out" in caplog.text
+
+    other = mine.with_name("held_out.txt")
+    other.write_text(mine.read_text().splitlines()[0])
+    recipe, _ = data_of(zoo, *command, "--set", f"validation.path={other}")
+    assert recipe.export == "best" and len(make_validation_source(recipe)) == 1
+
+    with pytest.raises(RecipeError, match=r"validated on what it trains on; name another list with --set validation"):
+        make_validation_source(load_recipe("crocostereo_base_smalldec", {"data.path": str(mine)}))
 
 
 def test_another_source_has_other_settings(zoo: Run, images: Path) -> None:

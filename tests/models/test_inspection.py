@@ -160,6 +160,8 @@ def test_files_with_the_same_tensors_are_told_apart(tmp_path: Path) -> None:
         "crocov2_large_patch16_224.dust3r_512",
         "dust3r_large_patch16_512_dpt.naver",
     ]
+    inside = "croco_nano_patch8_64_dec128d4.scenes_far"
+    assert known_variants(Path("bundled") / f"{inside}.safetensors", None)[inside] == "by its name"
     last = "model_final_checkpoint_phase199.torch"
     second = "pirl_jigsaw_4node_200ep_pirl_jigsaw_4node_resnet_22_07_20.ffd17b75"
     assert list(known_variants(tmp_path / second / last, None)) == ["pirl_resnet50.in1k_200e_run2"]

@@ -91,12 +91,13 @@ def stereo(
         raise ImageError("Depth needs the camera's focal length; give --focal in pixels or --fov in degrees.")
     if focal is not None and fov is not None:
         raise ImageError("A focal length and a field of view say the same; give one of --focal and --fov.")
-    net, _ = load_matcher(model, "stereo")
+    net, name = load_matcher(model, "stereo")
     for job in _progress(jobs, many):
         image, found = _predict(net, job, scale, overlap, tile_batch)
         true = None if job.truth is None else read_truth(job.truth, "stereo")
         _check_truth(true, found.disparity, job)
-        figure = draw_stereo(image, found.disparity, true, found.confidence if confidence else None, job.name)
+        sure = found.confidence if confidence else None
+        figure = draw_stereo(image, found.disparity, true, sure, f"{job.name}, {name}")
         _save_figure(figure, output, job, many)
         if save is not None:
             write_map(_place(save, output, job, many), found.disparity)
@@ -144,12 +145,13 @@ def flow(
     output = output or Path("flow" if many else "flow.png")
     _check_output(output, many)
     check_ending("" if save is None else f".{save.rpartition('.')[2]}", "flow")
-    net, _ = load_matcher(model, "flow")
+    net, name = load_matcher(model, "flow")
     for job in _progress(jobs, many):
         image, found = _predict(net, job, scale, overlap, tile_batch)
         true = None if job.truth is None else read_truth(job.truth, "flow")
         _check_truth(true, found.flow, job)
-        figure = draw_flow(image, found.flow, true, found.confidence if confidence else None, job.name)
+        sure = found.confidence if confidence else None
+        figure = draw_flow(image, found.flow, true, sure, f"{job.name}, {name}")
         _save_figure(figure, output, job, many)
         if save is not None:
             write_map(_place(save, output, job, many), found.flow)

@@ -69,8 +69,8 @@ def points(
     if glb:
         print(write_glb(output.with_suffix(".glb"), found.points, found.colors))
     if depth is not None:
-        for name, values in (("depth1", found.depth1), ("depth2", found.depth2)):
-            write_map(depth / f"{name}.npy", values.numpy())
+        for view, values in (("depth1", found.depth1), ("depth2", found.depth2)):
+            write_map(depth / f"{view}.npy", values.numpy())
         print(depth)
     if picture is not None:
         print(save_figure(draw(found, name), picture))

@@ -141,8 +141,10 @@ def _data_settings(recipe: Recipe, data: str, overrides: dict[str, Any]) -> dict
     from zoo.train.build import objective_class
     from zoo.train.data.choose import settings_for
 
-    named = "data.source" in overrides or "data" in overrides
-    return {"data.path": data} if named else settings_for(data, recipe.data, objective_class(recipe).sample)
+    if "data.source" in overrides or "data" in overrides:
+        return {"data.path": data}
+    held_out = any(key.partition(".")[0] == "validation" for key in overrides)
+    return settings_for(data, recipe, objective_class(recipe).sample, held_out)
 
 
 def recipes(

@@ -146,7 +146,13 @@ def make_validation_source(recipe: Recipe) -> Any:
     """What a recipe is validated on, or None."""
     if not recipe.validation:
         return None
-    return sources.make_source(recipe.data | recipe.validation, VALIDATION_SEED, objective_class(recipe).sample)
+    sample, path = objective_class(recipe).sample, recipe.data.get("path")
+    if sample in sources.TASKS and path is not None and Path(path).is_file() and "path" not in recipe.validation:
+        raise RecipeError(
+            f"The list {path} holds nothing out, and the run would be validated on what it trains on; name another "
+            "list with --set validation.path=..., or validate on nothing: --set validation={} --set export=last."
+        )
+    return sources.make_source(recipe.data | recipe.validation, VALIDATION_SEED, sample)
 
 
 def check_validation(objective: Any, source: Any, held_out: Any) -> None:

@@ -344,8 +344,9 @@ def draw_loss(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     smooth = [sum(losses[max(0, i - width) : i + 1]) / len(losses[max(0, i - width) : i + 1]) for i in range(len(rows))]
     figure = Figure(figsize=(7, 4), layout="constrained")  # not pyplot's, whose backend is the user's
     axes = figure.subplots()
-    axes.plot(steps, losses, color="0.75", linewidth=0.8, label="logged")
-    axes.plot(steps, smooth, color="tab:blue", linewidth=1.6, label="running mean")
+    few = "o" if len(rows) < 3 else None  # a line of one point shows nothing
+    axes.plot(steps, losses, color="0.75", linewidth=0.8, marker=few, label="logged")
+    axes.plot(steps, smooth, color="tab:blue", linewidth=1.6, marker=few, label="running mean")
     axes.annotate(f"{smooth[-1]:.3f}", (steps[-1], smooth[-1]), textcoords="offset points", xytext=(-4, 8), ha="right")
     axes.set(title=f"{title}: training loss", xlabel="step", ylabel="loss")
     axes.grid(alpha=0.3)

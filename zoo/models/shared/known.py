@@ -48,7 +48,8 @@ def _record(path: Path) -> dict[str, Any]:
 
 def _common_ending(path: Path, source: Source) -> int:
     """How many of the last parts of a path and of a source's are the same: the file's name, its folder's, ..."""
-    theirs = PurePosixPath(unquote(urlsplit(source.location).path) if source.kind == "url" else source.filename).parts
+    names = {"url": unquote(urlsplit(source.location).path), "package": source.location}
+    theirs = PurePosixPath(names.get(source.kind, source.filename)).parts
     count = 0
     for one, two in zip(reversed(path.parts), reversed(theirs)):
         if one != two:

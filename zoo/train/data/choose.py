@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from zoo.errors import RecipeError
 from zoo.train.extensions import is_extension
+from zoo.train.recipe import Recipe
+
+log = logging.getLogger("zoo")
 
 _MADE = ("scenes", "patterns")
 """Sources that make their samples and read none."""
@@ -22,11 +26,13 @@ _WANTED = {  # by what a sample is: their plural, and what they are read from
 }
 
 
-def settings_for(path: str, data: dict[str, Any], sample: str) -> dict[str, Any]:
+def settings_for(path: str, recipe: Recipe, sample: str, held_out: bool = False) -> dict[str, Any]:
     """Overrides with which a recipe reads `path`: by its own source, or by another one, if that is what lies there.
 
-    data: the recipe's own. sample: what its objective takes. Raises RecipeError (a ValueError).
+    sample: what its objective takes. held_out: whether what it is validated on is named besides. Raises RecipeError (a
+    ValueError).
     """
+    data = recipe.data
     source = str(data.get("source"))
     found = source_at(path, sample)
     if source in _MADE and found is None:
@@ -35,6 +41,8 @@ def settings_for(path: str, data: dict[str, Any], sample: str) -> dict[str, Any]
             f"{path} is nothing that {samples} can be read from; give {wanted}, or name what reads it with "
             "--set data.source=..."
         )
+    if found == source == "matching" and Path(path).is_file():
+        return {"data.path": path, "data.mix": "list"} | _validation_beside_a_list(path, recipe, held_out)
     if found in (None, source) or is_extension(source):
         return {"data.path": path}  # the recipe's own source says what is missing
     overrides: dict[str, Any] = {"data.source": found, "data.path": path}
@@ -43,6 +51,17 @@ def settings_for(path: str, data: dict[str, Any], sample: str) -> dict[str, Any]
     if found == "posed" and "image_size" in data:
         overrides["data.image_size"] = data["image_size"]  # it reads at the size that is trained at
     return overrides
+
+
+def _validation_beside_a_list(path: str, recipe: Recipe, held_out: bool) -> dict[str, Any]:
+    """The recipe's own is of data sets that a list of pairs is no part of."""
+    if held_out:
+        return {"validation": {"mix": "list", "epoch": None}}
+    if recipe.validation:
+        log.warning(
+            "%s holds nothing out: the run is not validated; name another list with --set validation.path=...", path
+        )
+    return {"validation": {}} | ({"export": "last"} if recipe.export == "best" else {})
 
 
 def source_at(path: str, sample: str) -> str | None:
