@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 from timm.models import save_for_hf
 
 import zoo
-from zoo.errors import ImageError, UnsuitableModelError, ZooError
+from zoo.errors import ImageError, UnsuitableModelError, WeightsUnavailableError, ZooError
 from zoo.models.pointmaps import PointmapModel
 
 VITS = {
@@ -125,6 +126,17 @@ def test_eva(name: str) -> None:
         visible = pair.encoder.forward_tokens(img1, order)[0]
         torch.testing.assert_close(visible, features.take_along_dim(order[..., None], 1), rtol=1e-4, atol=1e-4)
         assert pair.complete(img1, img2, mask_ratio=0.5).image.shape == img1.shape
+
+
+def test_weights_of_an_encoder_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*args: Any, **options: Any) -> None:
+        raise LocalEntryNotFoundError("An error happened") from HTTPError("no such host")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(
+        WeightsUnavailableError, match=r"vit_tiny_patch16_224.* \(no such host\): check the net"
+    ):
+        zoo.create_pair_model("vit_tiny_patch16_224", pretrained=True)
 
 
 @pytest.mark.parametrize(

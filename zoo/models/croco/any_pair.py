@@ -8,12 +8,13 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.layers import PatchEmbed
 from timm.models import VisionTransformer, checkpoint
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from zoo.errors import ArgumentsError, UnknownVariantError, UnsuitableModelError
+from zoo.errors import ArgumentsError, UnknownVariantError, UnsuitableModelError, WeightsUnavailableError
 from zoo.layers.masking import take_tokens
 from zoo.models.croco.blocks import PosEmbed
 from zoo.models.croco.encoder import CrocoEncoder
@@ -23,6 +24,7 @@ from zoo.models.shared.ancestry import Ancestor
 from zoo.models.shared.backbone import image_grid
 from zoo.models.shared.masked import Grid
 from zoo.models.shared.model import ZooModel
+from zoo.weights.network.hub import explain
 
 _SERVED = (
     "choose one of timm's VisionTransformer (ViT, DeiT, MAE, DINO, CLIP, SigLIP...), of timm's Eva (EVA, DINOv3), "
@@ -122,7 +124,8 @@ def create_pair_model(
     completes: have the mask token and the pixel head, which only completion needs, at all.
 
     Raises ArgumentsError (a ValueError) when the decoder's name can't be read, UnsuitableModelError (a TypeError, too)
-    when the encoder is of another kind, UnknownVariantError when there is no model of that name.
+    when the encoder is of another kind, UnknownVariantError when there is no model of that name,
+    WeightsUnavailableError when timm can't fetch its weights.
 
     >>> pair = zoo.create_pair_model("vit_base_patch14_dinov2", pretrained=True, freeze_encoder=True)
     """
@@ -207,6 +210,11 @@ def _create_encoder(name: str, pretrained: bool, encoder_args: dict[str, Any]) -
         return timm.create_model(
             name, pretrained=pretrained, **(dict(num_classes=0, dynamic_img_size=True) | encoder_args)
         )
+    except LocalEntryNotFoundError as error:  # timm's weights lie on the Hub, as a repository of the timm organization
+        raise WeightsUnavailableError(
+            f"The encoder {name}'s weights are neither in the Hub's cache nor to be had: {explain(error, 'timm')}. "
+            "With pretrained=False it starts at random."
+        ) from error
     except TypeError as error:
         if "dynamic_img_size" not in str(error):
             raise
