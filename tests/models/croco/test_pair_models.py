@@ -133,9 +133,7 @@ def test_weights_of_an_encoder_without_a_network(monkeypatch: pytest.MonkeyPatch
         raise LocalEntryNotFoundError("An error happened") from HTTPError("no such host")
 
     monkeypatch.setattr(timm, "create_model", unreachable)
-    with pytest.raises(
-        WeightsUnavailableError, match=r"vit_tiny_patch16_224.* \(no such host\): check the net"
-    ):
+    with pytest.raises(WeightsUnavailableError, match=r"vit_tiny_patch16_224.* \(no such host\): check the net"):
         zoo.create_pair_model("vit_tiny_patch16_224", pretrained=True)
 
 
