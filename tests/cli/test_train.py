@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -141,6 +142,8 @@ def test_a_list_of_pairs_holds_nothing_out(zoo: Run, tmp_path: Path, caplog: pyt
 
     with pytest.raises(RecipeError, match=r"validated on what it trains on; name another list with --set validation"):
         make_validation_source(load_recipe("crocostereo_base_smalldec", {"data.path": str(mine)}))
+    with pytest.raises(RecipeError, match="validated on what it trains on"):
+        make_validation_source(dataclasses.replace(recipe, validation=recipe.validation | dict(path=str(mine))))
 
 
 def test_another_source_has_other_settings(zoo: Run, images: Path) -> None:

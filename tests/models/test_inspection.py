@@ -26,6 +26,8 @@ from zoo.models.inspection import inspect_checkpoint
 from zoo.models.shared.identify import identify
 from zoo.models.shared.known import known_variants
 from zoo.weights import Checkpoint, save_safetensors
+from zoo.weights.disk import files
+from zoo.weights.sources import BUNDLED
 
 Zoo = Callable[..., tuple[int, str, str]]
 NANO = "croco_nano_patch8_64"
@@ -162,6 +164,9 @@ def test_files_with_the_same_tensors_are_told_apart(tmp_path: Path) -> None:
     ]
     inside = "croco_nano_patch8_64_dec128d4.scenes_far"
     assert known_variants(Path("bundled") / f"{inside}.safetensors", None)[inside] == "by its name"
+    digest = files.sha256(BUNDLED / f"{inside}.safetensors")
+    both = (inside, "croco_nano_patch8_64.scenes_far")
+    assert known_variants(tmp_path / "copy", None, digest) == dict.fromkeys(both, "by its SHA-256")
     last = "model_final_checkpoint_phase199.torch"
     second = "pirl_jigsaw_4node_200ep_pirl_jigsaw_4node_resnet_22_07_20.ffd17b75"
     assert list(known_variants(tmp_path / second / last, None)) == ["pirl_resnet50.in1k_200e_run2"]

@@ -147,7 +147,12 @@ def make_validation_source(recipe: Recipe) -> Any:
     if not recipe.validation:
         return None
     sample, path = objective_class(recipe).sample, recipe.data.get("path")
-    if sample in sources.TASKS and path is not None and Path(path).is_file() and "path" not in recipe.validation:
+    if (
+        sample in sources.TASKS
+        and path is not None
+        and Path(path).is_file()
+        and recipe.validation.get("path", path) == path
+    ):
         raise RecipeError(
             f"The list {path} holds nothing out, and the run would be validated on what it trains on; name another "
             "list with --set validation.path=..., or validate on nothing: --set validation={} --set export=last."

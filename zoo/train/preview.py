@@ -55,7 +55,7 @@ def fit_to_time(
     recipe: Recipe, seconds: float, *, workers: int = 0, accumulate: int | None = None, compiled: bool = False
 ) -> Recipe:
     """The recipe with as long a schedule as this machine computes in `seconds`, this function's own time included; its
-    milestones and its curriculum take the same share of it.
+    milestones and its curriculum take the same share of it, and a shorter one falls smoothly.
 
     A trial of a tenth of the time, of 20 seconds at most, says how long a step takes; of its steps the first half
     warms up. What the run computes is a matter of the resulting recipe alone. Raises RecipeError (a ValueError) for
@@ -79,6 +79,7 @@ def fit_to_time(
         stop=None,
         warmup=min(recipe.schedule.warmup, length / 4),
         milestones=tuple(share * milestone for milestone in recipe.schedule.milestones),
+        staircase=recipe.schedule.staircase and share >= 1,  # within one epoch a staircase never falls
     )
     return replace(recipe, schedule=schedule, curriculum=scaled(recipe.curriculum, share))
 

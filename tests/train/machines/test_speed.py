@@ -216,6 +216,7 @@ def test_the_engine_reads_losses_when_it_logs_only(tmp_path: Path, monkeypatch: 
 def test_a_run_that_fits_a_time(tmp_path: Path, zoo: Run) -> None:
     milestones = "schedule.milestones=[1500, 2250]"
     settings = ("batch_size=4", f"model_args={CROCO}", "log_steps=5", "schedule.length=3000", milestones)
+    settings += ("schedule.staircase=true",)
     folder = tmp_path / "run"
     command = ("train", "croco_nano", "--minutes", 0.2, "--workers", 0, *(f"--set={setting}" for setting in settings))
     code, _, err = zoo(*command, "--output", folder)
@@ -223,6 +224,7 @@ def test_a_run_that_fits_a_time(tmp_path: Path, zoo: Run) -> None:
     schedule = load_recipe(folder / "recipe.yaml").schedule
     assert schedule.length == read_log(folder)[-1]["step"] > 10, "more than the trial"
     assert schedule.warmup == min(200, schedule.length / 4)
+    assert not schedule.staircase, "it would stay on its first step"
     assert schedule.milestones == pytest.approx((schedule.length / 2, schedule.length * 3 / 4))
 
     code, _, err = zoo(*command, "--output", folder)

@@ -8,7 +8,7 @@ from typing import Any
 
 import timm
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from timm.layers import PatchEmbed
 from timm.models import VisionTransformer, checkpoint
 from timm.models.eva import Eva
@@ -210,11 +210,9 @@ def _create_encoder(name: str, pretrained: bool, encoder_args: dict[str, Any]) -
         return timm.create_model(
             name, pretrained=pretrained, **(dict(num_classes=0, dynamic_img_size=True) | encoder_args)
         )
-    except LocalEntryNotFoundError as error:  # timm's weights lie on the Hub, as a repository of the timm organization
-        raise WeightsUnavailableError(
-            f"The encoder {name}'s weights are neither in the Hub's cache nor to be had: {explain(error, 'timm')}. "
-            "With pretrained=False it starts at random."
-        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError) as error:  # timm's own weights lie on the Hub, too
+        reason = explain(error, name.partition(":")[2] or f"timm/{name}")
+        raise WeightsUnavailableError(f"The encoder {name} could not be fetched from the Hub: {reason}.") from error
     except TypeError as error:
         if "dynamic_img_size" not in str(error):
             raise

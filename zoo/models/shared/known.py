@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from zoo.catalog import VARIANTS, Source
 from zoo.errors import ZooError
-from zoo.weights.disk import records
+from zoo.weights.disk import files, records
+from zoo.weights.sources import BUNDLED
 
 
 def known_variants(path: Path, said: Any, sha256: str | None = None, repo: str | None = None) -> dict[str, str]:
@@ -35,7 +37,14 @@ def known_variants(path: Path, said: Any, sha256: str | None = None, repo: str |
 
 
 def _recorded(source: Source, sha256: str | None) -> bool:
-    return bool(source.recorded_sha256 and sha256) and sha256.startswith(source.recorded_sha256)  # type: ignore[union-attr]
+    recorded = _digest_in_package(source.location) if source.kind == "package" and sha256 else source.recorded_sha256
+    return bool(recorded and sha256) and sha256.startswith(recorded)  # type: ignore[union-attr]
+
+
+@cache
+def _digest_in_package(name: str) -> str:
+    path = BUNDLED / name
+    return files.sha256(path) if path.is_file() else ""
 
 
 def _record(path: Path) -> dict[str, Any]:
